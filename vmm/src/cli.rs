@@ -1,0 +1,232 @@
+//! The command line of `vmm`.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::error::ErrorKind;
+use clap::{Args, Parser, Subcommand};
+use kindling_api::{BootProtocol, HugePages, SerialConfig, SerialMode};
+
+const AFTER_HELP: &str = "\
+Exit codes:
+    0    the guest powered off or asked for a reset
+    1    the host failed (a system call, a file, memory)
+  130    ended by SIGINT; 143 by SIGTERM (128 + signal number)
+  152    bad configuration
+  153    bad command line
+  160    the guest triple-faulted
+  161    KVM reported an internal error; the registers are in the log
+  162    /dev/kvm is missing or not permitted: see `vmm doctor`
+
+Examples:
+  vmm doctor
+  vmm run --kernel vmlinux --initrd initramfs.cpio --cpus 2 --memory 1G
+  vmm --config-file vm.json --no-api";
+
+/// A microVM monitor for Linux/KVM.
+#[derive(Debug, Parser)]
+#[command(name = "vmm", version, after_help = AFTER_HELP, args_conflicts_with_subcommands = true)]
+pub struct Cli {
+    /// What to do; without a command, start the guest of --config-file.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+
+    /// JSON file with the whole configuration of the guest.
+    #[arg(long, value_name = "FILE")]
+    pub config_file: Option<PathBuf>,
+
+    /// Do not serve the REST API (needed with --config-file: this build has no API server).
+    #[arg(long, requires = "config_file")]
+    pub no_api: bool,
+
+    /// Where the monitor logs to.
+    #[command(flatten)]
+    pub log: LogOptions,
+}
+
+/// Options of the monitor's own log.
+#[derive(Debug, Default, Args)]
+pub struct LogOptions {
+    /// File or FIFO for the monitor's own log; standard error when absent.
+    #[arg(long, value_name = "FILE")]
+    pub log_path: Option<PathBuf>,
+
+    /// Least severe level that is logged: Off, Error, Warning, Info, Debug or Trace [default: Info].
+    #[arg(long, value_name = "LEVEL")]
+    pub level: Option<String>,
+
+    /// Log only lines whose module path starts with this.
+    #[arg(long, value_name = "MODULE")]
+    pub module: Option<String>,
+
+    /// Show the level of each line.
+    #[arg(long)]
+    pub show_level: bool,
+
+    /// Show source file and line of each line.
+    #[arg(long)]
+    pub show_log_origin: bool,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Start a guest from options, with the terminal as its console (Ctrl-A x ends it, Ctrl-A d presses Ctrl+Alt+Del, Ctrl-A Ctrl-A sends Ctrl-A).
+    Run(Box<RunOptions>),
+    /// Say whether this host can run guests, what is missing and how to get it.
+    #[command(
+        after_help = "Exit codes:\n  0  guests run here\n  1  they do not; the failing lines say what to do\n  2  KVM works but interprets guest kernels: only small bare-metal guests run"
+    )]
+    Doctor {
+        /// Print one JSON object instead of lines.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// Reads what `--serial` takes: stdio, pty, file=PATH or socket=PATH.
+fn serial(text: &str) -> Result<SerialConfig, String> {
+    let (mode, path) = match text.split_once('=') {
+        None if text == "stdio" => (SerialMode::Stdio, None),
+        None if text == "pty" => (SerialMode::Pty, None),
+        Some(("file", path)) if !path.is_empty() => (SerialMode::File, Some(path.into())),
+        Some(("socket", path)) if !path.is_empty() => (SerialMode::Socket, Some(path.into())),
+        _ => return Err("must be stdio, pty, file=PATH or socket=PATH".to_owned()),
+    };
+    Ok(SerialConfig { mode: Some(mode), serial_out_path: path })
+}
+
+/// Reads what `--huge-pages` takes: the names of the config file, in any case.
+fn huge_pages(text: &str) -> Result<HugePages, String> {
+    match text.to_ascii_lowercase().as_str() {
+        "none" => Ok(HugePages::None),
+        "transparent" => Ok(HugePages::Transparent),
+        "2m" => Ok(HugePages::Hugetlbfs2M),
+        _ => Err("must be none, transparent or 2M".to_owned()),
+    }
+}
+
+/// Options of `vmm run`.
+#[derive(Debug, Args)]
+pub struct RunOptions {
+    /// Kernel image: uncompressed ELF (vmlinux) or bzImage (vmlinuz).
+    #[arg(long, value_name = "FILE")]
+    pub kernel: PathBuf,
+
+    /// Initial RAM file system; without one the kernel uses its own empty one.
+    #[arg(long, value_name = "FILE")]
+    pub initrd: Option<PathBuf>,
+
+    /// Kernel command line, in place of the default one.
+    #[arg(long, value_name = "STRING")]
+    pub cmdline: Option<String>,
+
+    /// Number of vCPUs, 1 to 254.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub cpus: u32,
+
+    /// Two hardware threads a core, instead of one.
+    #[arg(long)]
+    pub smt: bool,
+
+    /// RAM of the guest: a number of MiB, or with a unit as in 512M or 2G.
+    #[arg(long, value_name = "SIZE", default_value = "128M")]
+    pub memory: String,
+
+    /// Pages behind the guest's RAM: none, transparent or 2M (from the host's hugetlbfs pool).
+    #[arg(long, value_name = "KIND", default_value = "none", value_parser = huge_pages)]
+    pub huge_pages: HugePages,
+
+    /// Where the serial port leads: stdio, pty, file=PATH (output only) or socket=PATH.
+    #[arg(long, value_name = "TARGET", default_value = "stdio", value_parser = serial)]
+    pub serial: SerialConfig,
+
+    /// Which entry of the kernel is used: auto (PVH where an ELF kernel offers it), linux64 or pvh.
+    #[arg(long, value_name = "PROTOCOL", default_value = "auto")]
+    pub boot_protocol: BootProtocol,
+
+    /// Where the monitor logs to.
+    #[command(flatten)]
+    pub log: LogOptions,
+}
+
+/// What to do when the command line did not parse.
+#[derive(Debug)]
+pub enum ParseEnd {
+    /// Help or version was asked for: print this and succeed.
+    Print(String),
+    /// One line about what is wrong.
+    Error(String),
+}
+
+/// Parses the command line.
+pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, ParseEnd> {
+    Cli::try_parse_from(arguments).map_err(|error| {
+        let text = error.render().to_string();
+        match error.kind() {
+            ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => ParseEnd::Print(text),
+            _ => {
+                // clap's first paragraph holds the fault, its lists and usage the rest.
+                let fault: Vec<&str> =
+                    text.lines().take_while(|line| !line.is_empty()).map(str::trim).collect();
+                let fault = fault.join(" ");
+                ParseEnd::Error(format!("{} (see `vmm --help`)", fault.trim_start_matches("error: ")))
+            }
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fault(arguments: &[&str]) -> String {
+        match parse(arguments.iter().map(OsString::from)) {
+            Err(ParseEnd::Error(line)) => line,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn definition_is_consistent() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn fault_is_one_line_that_names_the_option() {
+        for (arguments, name) in [
+            (&["vmm", "run"][..], "--kernel"),
+            (&["vmm", "run", "--kernel", "k", "--cpus", "many"], "--cpus"),
+            (&["vmm", "run", "--kernel", "k", "--serial", "tape"], "--serial"),
+            (&["vmm", "run", "--kernel", "k", "--serial", "file="], "--serial"),
+            (&["vmm", "run", "--kernel", "k", "--boot-protocol", "bios"], "--boot-protocol"),
+            (&["vmm", "--no-api"], "--config-file"),
+            (&["vmm", "fly"], "fly"),
+        ] {
+            let line = fault(arguments);
+            assert!(
+                line.contains(name) && !line.contains('\n') && line.ends_with("(see `vmm --help`)"),
+                "{line}"
+            );
+        }
+    }
+
+    #[test]
+    fn help_and_version_are_no_faults() {
+        for option in ["--help", "--version"] {
+            let end = parse(["vmm", option].map(OsString::from));
+            assert!(matches!(end, Err(ParseEnd::Print(text)) if text.contains("vmm")));
+        }
+    }
+
+    #[test]
+    fn every_serial_target_is_understood() {
+        let parsed = |text| serial(text).map(|config| (config.mode(), config.serial_out_path));
+        assert_eq!(parsed("stdio"), Ok((SerialMode::Stdio, None)));
+        assert_eq!(parsed("pty"), Ok((SerialMode::Pty, None)));
+        assert_eq!(parsed("file=a=b"), Ok((SerialMode::File, Some("a=b".into()))));
+        assert_eq!(parsed("socket=/s"), Ok((SerialMode::Socket, Some("/s".into()))));
+        assert!(serial("stdio=x").is_err());
+    }
+}

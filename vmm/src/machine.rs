@@ -1,0 +1,316 @@
+//! Builds the virtual machine that a configuration asks for: KVM, guest memory, devices, tables, kernel, vCPUs.
+//!
+//! Nothing runs yet when [`Machine::build`] returns. Everything that was built is owned by the [`Machine`] and released
+//! with it, so a failed build leaves nothing behind.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use kindling_acpi::{self as acpi, Com1, Keyboard};
+use kindling_api::{BootProtocol, HugePages, MachineConfig, VmConfig};
+use kindling_boot::{self as boot, PreferredProtocol};
+use kindling_cpu::{CpuidOptions, CpuidTemplate, Topology, boot_msrs, set_lint};
+use kindling_device_bus::Bus;
+use kindling_irq_allocator::{IrqAllocator, IrqLine};
+use kindling_memory_layout::{
+    self as memory_layout, Backing, Layout,
+    x86_64::{KVM_IDENTITY_MAP, KVM_TSS},
+};
+use kindling_serial::Console;
+use kvm_bindings::{
+    CpuId, KVM_API_VERSION, KVM_CAP_PMU_CAPABILITY, KVM_MAX_CPUID_ENTRIES, KVM_PMU_CAP_DISABLE, Msrs,
+    kvm_enable_cap, kvm_userspace_memory_region,
+};
+use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
+use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+
+use crate::console;
+use crate::devices::{self, I8042_GSI, IrqTrigger, KeyboardDevice, SERIAL_GSI};
+use crate::error::{Error, one_line};
+use crate::outcome::OutcomeSlot;
+use crate::regs;
+use crate::vcpu::Shared;
+
+const MIB: u64 = 1 << 20;
+
+/// The command line of a guest whose configuration names none: a serial console, an end on panic, and no probing of
+/// hardware that is not there.
+const DEFAULT_CMDLINE: &str = "console=ttyS0 reboot=k panic=1 8250.nr_uarts=1 i8042.noaux i8042.nomux i8042.dumbkbd \
+                               pci=off swiotlb=noforce";
+
+/// Interrupt lines of KVM's I/O APIC.
+const IOAPIC_PINS: u32 = 24;
+
+/// A virtual machine that is ready to run.
+pub struct Machine {
+    /// The vCPUs, boot processor first.
+    pub vcpus: Vec<VcpuFd>,
+    /// What vCPU threads share.
+    pub shared: Shared,
+    /// The serial port's other end.
+    pub console: Console<IrqTrigger>,
+    /// The keyboard controller.
+    pub keyboard: Arc<KeyboardDevice>,
+    /// What must live as long as the machine runs.
+    pub keep: Keep,
+}
+
+/// What must live as long as the machine runs. Fields are dropped in their order: the virtual machine before its memory.
+pub struct Keep {
+    _vm: VmFd,
+    _lines: [IrqLine; 2],
+    _memory: GuestMemoryMmap,
+}
+
+impl Machine {
+    /// Builds the machine of `config`, which must be valid.
+    pub fn build(config: &VmConfig) -> Result<Self, Error> {
+        let kernel = open_image("boot-source.kernel_image_path", &config.boot_source.kernel_image_path)?;
+        let initrd = match &config.boot_source.initrd_path {
+            Some(path) => Some(open_image("boot-source.initrd_path", path)?),
+            None => None,
+        };
+
+        let kvm = open_kvm()?;
+        check_vcpu_count(&kvm, &config.machine_config)?;
+        let supported = kvm
+            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+            .map_err(|cause| Error::kvm("cannot ask KVM which CPUID it supports", cause))?;
+        let layout = layout(&config.machine_config, phys_bits(&supported))?;
+        let memory = memory(&config.machine_config, &layout)?;
+
+        let vm = create_vm(&kvm)?;
+        add_memory(&vm, &memory)?;
+
+        let outcome = Arc::new(OutcomeSlot::new().map_err(Error::host("create an eventfd"))?);
+        let shared = Shared { ports: Arc::new(Bus::new()), mmio: Arc::new(Bus::new()), outcome };
+        let lines = IrqAllocator::new(0, IOAPIC_PINS).map_err(Error::host("set up interrupt lines"))?;
+        let reserve = |gsi| lines.reserve(gsi).map_err(Error::host("reserve an interrupt line"));
+        let (serial_line, keyboard_line) = (reserve(SERIAL_GSI)?, reserve(I8042_GSI)?);
+        let backend = console::backend(&config.serial.clone().unwrap_or_default())?;
+        let console = devices::add_serial(&shared.ports, irq_trigger(&vm, &serial_line)?, backend)?;
+        let keyboard =
+            devices::add_keyboard(&shared.ports, irq_trigger(&vm, &keyboard_line)?, &shared.outcome)?;
+        devices::add_power_registers(&shared.ports, &shared.outcome)?;
+
+        let acpi_config =
+            acpi::Config { vcpus: config.machine_config.vcpu_count, devices: &[&Com1, &Keyboard] };
+        let rsdp = acpi::write_tables(&memory, &acpi_config).map_err(Error::host("write the ACPI tables"))?;
+        let loaded = boot::load(
+            &memory,
+            layout.ram(),
+            boot::Request {
+                kernel: &kernel,
+                initrd: initrd.as_ref(),
+                cmdline: config.boot_source.boot_args.as_deref().unwrap_or(DEFAULT_CMDLINE),
+                rsdp: Some(rsdp),
+                protocol: preferred_protocol(config.boot_source.boot_protocol),
+            },
+        )
+        .map_err(|error| boot_error(&error))?;
+
+        let vcpus = create_vcpus(&vm, &supported, &config.machine_config)?;
+        if let Some(boot_processor) = vcpus.first() {
+            mask_pic(boot_processor)?;
+            regs::set(boot_processor, &boot::registers(&loaded))?;
+        }
+        let keep = Keep { _vm: vm, _lines: [serial_line, keyboard_line], _memory: memory };
+        Ok(Machine { vcpus, shared, console, keyboard, keep })
+    }
+}
+
+/// Opens a kernel or initrd, which must be a regular file: reading anything else could wait for ever.
+fn open_image(field: &'static str, path: &Path) -> Result<File, Error> {
+    let open = || {
+        let file =
+            OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)?;
+        let kind = file.metadata()?.file_type();
+        if kind.is_dir() {
+            return Err(io::Error::other("is a directory"));
+        }
+        if !kind.is_file() {
+            return Err(io::Error::other("is not a regular file"));
+        }
+        Ok(file)
+    };
+    open().map_err(|cause: io::Error| {
+        Error::configuration(field, format!("cannot open {}: {cause}", path.display()))
+    })
+}
+
+fn open_kvm() -> Result<Kvm, Error> {
+    let kvm =
+        Kvm::new().map_err(|cause| Error::kvm("cannot open /dev/kvm (`vmm doctor` says more)", cause))?;
+    let version = kvm.get_api_version();
+    if u32::try_from(version) != Ok(KVM_API_VERSION) {
+        return Err(Error::kvm(
+            "cannot use /dev/kvm",
+            format!("its API version is {version}, and {KVM_API_VERSION} is needed"),
+        ));
+    }
+    if !kvm.check_extension(Cap::TscDeadlineTimer) {
+        return Err(Error::kvm(
+            "cannot use /dev/kvm",
+            "it offers no TSC deadline timer, the guest's only clock event",
+        ));
+    }
+    Ok(kvm)
+}
+
+fn check_vcpu_count(kvm: &Kvm, config: &MachineConfig) -> Result<(), Error> {
+    let most = kvm.get_max_vcpus();
+    if usize::from(config.vcpu_count) > most {
+        let cause = format!("KVM on this host runs at most {most} vCPUs, got {}", config.vcpu_count);
+        return Err(Error::configuration("machine-config.vcpu_count", cause));
+    }
+    Ok(())
+}
+
+/// Width of guest-physical addresses: CPUID 0x8000_0008, EAX bits 7:0; 36 where the leaf is missing.
+fn phys_bits(supported: &CpuId) -> u8 {
+    let leaf = supported.as_slice().iter().find(|entry| entry.function == 0x8000_0008);
+    leaf.map_or(36, |entry| entry.eax as u8)
+}
+
+fn layout(config: &MachineConfig, phys_bits: u8) -> Result<Layout, Error> {
+    config
+        .mem_size_mib
+        .checked_mul(MIB)
+        .ok_or_else(|| "more than 64 bits can count".into())
+        .and_then(|bytes| Layout::new(bytes, phys_bits).map_err(Into::into))
+        .map_err(|cause: Box<dyn std::error::Error + Send + Sync>| {
+            Error::configuration("machine-config.mem_size_mib", cause)
+        })
+}
+
+fn memory(config: &MachineConfig, layout: &Layout) -> Result<GuestMemoryMmap, Error> {
+    let (backing, field) = match config.huge_pages {
+        HugePages::None => (Backing::Anonymous { transparent_huge: false }, "machine-config.mem_size_mib"),
+        HugePages::Transparent => {
+            (Backing::Anonymous { transparent_huge: true }, "machine-config.mem_size_mib")
+        }
+        HugePages::Hugetlbfs2M => (Backing::HugeTlb2M, "machine-config.huge_pages"),
+    };
+    memory_layout::build(layout, backing).map_err(|cause| Error::configuration(field, cause))
+}
+
+/// Creates the virtual machine with its interrupt controllers.
+fn create_vm(kvm: &Kvm) -> Result<VmFd, Error> {
+    let vm = loop {
+        match kvm.create_vm() {
+            // The kernel gives up waiting for a lock when a signal arrives, whatever the signal.
+            Err(error) if error.errno() == libc::EINTR => {}
+            result => break result.map_err(|cause| Error::kvm("cannot create a virtual machine", cause))?,
+        }
+    };
+    // Needed by Intel processors for guest code in real mode, which is where application processors start.
+    vm.set_identity_map_address(KVM_IDENTITY_MAP.start).map_err(Error::host("place KVM's identity map"))?;
+    vm.set_tss_address(KVM_TSS.start as usize).map_err(Error::host("place KVM's task state segment"))?;
+    vm.create_irq_chip().map_err(Error::host("create the interrupt controllers"))?;
+    disable_pmu(kvm, &vm)?;
+    Ok(vm)
+}
+
+/// Takes performance counters away from the guest, where KVM can: CPUID alone does not hide AMD's first ones.
+fn disable_pmu(kvm: &Kvm, vm: &VmFd) -> Result<(), Error> {
+    let offered = kvm.check_extension_raw(KVM_CAP_PMU_CAPABILITY.into());
+    if u32::try_from(offered).is_ok_and(|offered| offered & KVM_PMU_CAP_DISABLE != 0) {
+        let mut cap = kvm_enable_cap { cap: KVM_CAP_PMU_CAPABILITY, ..Default::default() };
+        cap.args[0] = KVM_PMU_CAP_DISABLE.into();
+        vm.enable_cap(&cap).map_err(Error::host("disable the guest's performance counters"))?;
+    }
+    Ok(())
+}
+
+fn add_memory(vm: &VmFd, memory: &GuestMemoryMmap) -> Result<(), Error> {
+    for (slot, region) in (0..).zip(memory.iter()) {
+        let address = region.as_ptr() as u64;
+        let slot = kvm_userspace_memory_region {
+            slot,
+            flags: 0,
+            guest_phys_addr: region.start_addr().0,
+            memory_size: region.len(),
+            userspace_addr: address,
+        };
+        // SAFETY: the region is mapped in this process, belongs to the guest alone, and stays mapped for as long as the
+        // virtual machine lives: `Machine` drops its memory last. Slots do not overlap, since regions do not.
+        unsafe { vm.set_user_memory_region(slot) }.map_err(Error::host("give the guest its memory"))?;
+    }
+    Ok(())
+}
+
+/// A trigger whose eventfd raises `line`.
+fn irq_trigger(vm: &VmFd, line: &IrqLine) -> Result<IrqTrigger, Error> {
+    let trigger = IrqTrigger::new().map_err(Error::host("create an eventfd"))?;
+    vm.register_irqfd(trigger.event(), line.gsi()).map_err(Error::host("connect an interrupt line"))?;
+    Ok(trigger)
+}
+
+fn preferred_protocol(protocol: BootProtocol) -> PreferredProtocol {
+    match protocol {
+        BootProtocol::Auto => PreferredProtocol::Auto,
+        BootProtocol::Linux64 => PreferredProtocol::Linux64,
+        BootProtocol::Pvh => PreferredProtocol::Pvh,
+    }
+}
+
+fn create_vcpus(vm: &VmFd, supported: &CpuId, config: &MachineConfig) -> Result<Vec<VcpuFd>, Error> {
+    let vcpus = (0..config.vcpu_count)
+        .map(|index| vm.create_vcpu(index.into()))
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(Error::host("create a vCPU"))?;
+    let topology = Topology::new(config.vcpu_count, if config.smt { 2 } else { 1 })
+        .map_err(|cause| Error::configuration("machine-config.vcpu_count", cause))?;
+    let options = CpuidOptions {
+        tsc_khz: vcpus.first().and_then(|vcpu| vcpu.get_tsc_khz().ok()),
+        tsc_deadline_timer: true,
+        // KVM fills the register in by itself.
+        arch_capabilities: true,
+        pmu: false,
+    };
+    let template = CpuidTemplate::new(supported, &topology, &options)
+        .map_err(Error::host("work out the guest's CPUID"))?;
+    let msrs = boot_msrs();
+    let entries = Msrs::from_entries(&msrs)
+        .map_err(|cause| Error::host("list the MSRs to set")(format!("{} of them: {cause:?}", msrs.len())))?;
+    for (index, vcpu) in (0..config.vcpu_count).zip(&vcpus) {
+        vcpu.set_cpuid2(&template.for_vcpu(index)).map_err(Error::host("set the CPUID of a vCPU"))?;
+        let set = vcpu.set_msrs(&entries).map_err(Error::host("set the MSRs of a vCPU"))?;
+        if let Some(refused) = msrs.get(set) {
+            let cause = format!("KVM refuses MSR {:#x} = {:#x}", refused.index, refused.data);
+            return Err(Error::host("set the MSRs of a vCPU")(cause));
+        }
+    }
+    Ok(vcpus)
+}
+
+/// Shuts KVM's 8259 out. It raises every ISA interrupt too, KVM resets the boot processor's LINT0 to let it through, and
+/// a kernel with hardware-reduced ACPI never sets its vectors, which are those of exceptions until then.
+fn mask_pic(boot_processor: &VcpuFd) -> Result<(), Error> {
+    let mut lapic =
+        boot_processor.get_lapic().map_err(Error::host("read the boot processor's local APIC"))?;
+    set_lint(&mut lapic);
+    boot_processor.set_lapic(&lapic).map_err(Error::host("set the boot processor's local APIC"))
+}
+
+/// What is wrong with the boot source, told of the field that it came from.
+fn boot_error(error: &boot::Error) -> Error {
+    use boot::{Error as E, Part};
+    let (field, subject) = match error {
+        E::CmdlineTooLong { .. } | E::CmdlineCharacter { .. } => ("boot-source.boot_args", "command line: "),
+        E::Ram { .. } => ("machine-config.mem_size_mib", ""),
+        E::InitrdTooLarge { .. } => ("boot-source.initrd_path", "initrd: "),
+        E::Length { part, .. } | E::Read { part, .. } | E::Copy { part, .. } | E::Empty { part, .. }
+            if *part == Part::Initrd =>
+        {
+            ("boot-source.initrd_path", "initrd: ")
+        }
+        _ => ("boot-source.kernel_image_path", "kernel: "),
+    };
+    // The field says it already.
+    let text = one_line(error);
+    Error::configuration(field, text.strip_prefix(subject).unwrap_or(&text))
+}

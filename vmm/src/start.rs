@@ -1,0 +1,97 @@
+//! From a configuration to an ended guest: what `vmm run` and `vmm --config-file` do.
+
+use std::path::Path;
+
+use kindling_api::{
+    BootSource, ConfigError, FieldError, LogLevel, LoggerConfig, MachineConfig, VmConfig, parse_memory_size,
+};
+
+use crate::cli::{LogOptions, RunOptions};
+use crate::error::Error;
+use crate::outcome::Outcome;
+use crate::{log_sink, run};
+
+/// The options of `vmm run`, and the fields of the configuration that they fill in.
+const OPTION_OF_FIELD: [(&str, &str); 13] = [
+    ("boot-source.kernel_image_path", "--kernel"),
+    ("boot-source.initrd_path", "--initrd"),
+    ("boot-source.boot_args", "--cmdline"),
+    ("boot-source.boot_protocol", "--boot-protocol"),
+    ("machine-config.vcpu_count", "--cpus"),
+    ("machine-config.smt", "--smt"),
+    ("machine-config.mem_size_mib", "--memory"),
+    ("machine-config.huge_pages", "--huge-pages"),
+    ("serial.serial_out_path", "--serial"),
+    ("serial.mode", "--serial"),
+    ("logger.log_path", "--log-path"),
+    ("logger.level", "--level"),
+    ("logger.module", "--module"),
+];
+
+/// Runs the guest that the options of `vmm run` describe.
+pub fn from_options(options: &RunOptions) -> Result<Outcome, Error> {
+    configuration(options).and_then(|config| start(&config)).map_err(|error| match error {
+        Error::Configuration { field, cause } => {
+            let option = OPTION_OF_FIELD.iter().find(|(name, _)| *name == field).map(|(_, option)| *option);
+            Error::Configuration { field: option.unwrap_or(&field).to_owned(), cause }
+        }
+        error => error,
+    })
+}
+
+/// Runs the guest that a config file describes; options of the log that are given take the place of the file's.
+pub fn from_config_file(path: &Path, log: &LogOptions) -> Result<Outcome, Error> {
+    let mut config = VmConfig::from_file(path).map_err(|error| match error {
+        ConfigError::Field(error) => Error::from(error),
+        error => Error::ConfigFile(error),
+    })?;
+    config.logger = Some(logger(config.logger.take().unwrap_or_default(), log)?);
+    start(&config)
+}
+
+fn start(config: &VmConfig) -> Result<Outcome, Error> {
+    if let Some(logger) = &config.logger {
+        log_sink::install(logger).map_err(|cause| Error::configuration("logger.log_path", cause))?;
+    }
+    run(config)
+}
+
+/// The configuration that the options of `vmm run` ask for.
+fn configuration(options: &RunOptions) -> Result<VmConfig, Error> {
+    let memory = parse_memory_size(&options.memory).map_err(|cause| {
+        Error::configuration("machine-config.mem_size_mib", format!("{cause}, got {:?}", options.memory))
+    })?;
+    let machine_config = MachineConfig::new(options.cpus.into(), memory).map_err(|error: FieldError| {
+        FieldError { field: format!("machine-config.{}", error.field), cause: error.cause }
+    })?;
+    let config = VmConfig {
+        boot_source: BootSource {
+            kernel_image_path: options.kernel.clone(),
+            initrd_path: options.initrd.clone(),
+            boot_args: options.cmdline.clone(),
+            boot_protocol: options.boot_protocol,
+        },
+        machine_config: MachineConfig { smt: options.smt, huge_pages: options.huge_pages, ..machine_config },
+        serial: Some(options.serial.clone()),
+        logger: Some(logger(LoggerConfig::default(), &options.log)?),
+    };
+    config.validate()?;
+    Ok(config)
+}
+
+/// `config` with the options of the command line that were given in place of its own.
+fn logger(config: LoggerConfig, options: &LogOptions) -> Result<LoggerConfig, Error> {
+    let level = match &options.level {
+        None => config.level,
+        Some(level) => {
+            Some(level.parse::<LogLevel>().map_err(|cause| Error::configuration("logger.level", cause))?)
+        }
+    };
+    Ok(LoggerConfig {
+        log_path: options.log_path.clone().or(config.log_path),
+        level,
+        show_level: options.show_level.then_some(true).or(config.show_level),
+        show_log_origin: options.show_log_origin.then_some(true).or(config.show_log_origin),
+        module: options.module.clone().or(config.module),
+    })
+}

@@ -1,0 +1,263 @@
+//! The vCPU threads: each runs its guest processor, serves the exits that reach user space, and ends when the guest does.
+//!
+//! A thread is stopped by [`Vcpu::stop`]: it makes the next `KVM_RUN` return at once and interrupts the current one, so
+//! there is no moment at which the request could be missed.
+
+use std::io;
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::thread::JoinHandle;
+
+use kindling_device_bus::Bus;
+use kvm_bindings::{
+    KVM_EXIT_IO_IN, KVM_INTERNAL_ERROR_EMULATION, KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET,
+    KVM_SYSTEM_EVENT_SHUTDOWN,
+};
+use kvm_ioctls::{VcpuExit, VcpuFd};
+use vmm_sys_util::signal::Killable;
+
+use crate::outcome::{Outcome, OutcomeSlot};
+use crate::signals::kick_signal;
+
+/// Room for the exits' handlers; nothing recurses there and nothing large lives on the stack.
+const STACK_BYTES: usize = 256 << 10;
+
+/// The widest port access (`IN EAX` / `OUT EAX`), bytes.
+const MAX_PORT_ACCESS: usize = 4;
+
+/// What every vCPU thread shares with the rest of the monitor.
+#[derive(Clone)]
+pub struct Shared {
+    /// The port address space.
+    pub ports: Arc<Bus>,
+    /// The MMIO address space.
+    pub mmio: Arc<Bus>,
+    /// Where the end of the guest is reported.
+    pub outcome: Arc<OutcomeSlot>,
+}
+
+/// A running vCPU thread.
+pub struct Vcpu {
+    thread: JoinHandle<VcpuFd>,
+    immediate_exit: ImmediateExit,
+}
+
+impl Vcpu {
+    /// Starts the thread of vCPU `index`, which runs until the guest ends or [`Vcpu::stop`] is called.
+    pub fn start(index: u8, mut fd: VcpuFd, shared: Shared) -> io::Result<Self> {
+        let immediate_exit = ImmediateExit::of(&mut fd);
+        let thread = std::thread::Builder::new()
+            .name(format!("vcpu {index}"))
+            .stack_size(STACK_BYTES)
+            .spawn(move || {
+                Runner { index, fd: &mut fd, shared: &shared }.run();
+                fd
+            })?;
+        Ok(Vcpu { thread, immediate_exit })
+    }
+
+    /// Asks the thread to leave the guest; [`OutcomeSlot::is_set`] must be true by now, or it would enter it again.
+    pub fn stop(&self) {
+        self.immediate_exit.set();
+        // Fails only for a thread that has ended already, which is what is wanted.
+        let _ = self.thread.kill(kick_signal());
+    }
+
+    /// Waits for the thread's end.
+    pub fn join(self) {
+        // A panic aborts the process, so there is no other way for the thread to end than returning.
+        let _ = self.thread.join();
+    }
+}
+
+/// `kvm_run.immediate_exit` of a vCPU, reachable from outside of its thread.
+struct ImmediateExit(NonNull<AtomicU8>);
+
+// SAFETY: the byte is only accessed atomically on this side, and KVM reads it once per `KVM_RUN`.
+unsafe impl Send for ImmediateExit {}
+// SAFETY: as above.
+unsafe impl Sync for ImmediateExit {}
+
+impl ImmediateExit {
+    fn of(fd: &mut VcpuFd) -> Self {
+        // AtomicU8 has the layout of u8.
+        ImmediateExit(NonNull::from(&mut fd.get_kvm_run().immediate_exit).cast())
+    }
+
+    fn set(&self) {
+        // SAFETY: the pointer leads into the `kvm_run` mapping of a `VcpuFd` that its thread owns while it runs and
+        // keeps as its result until it is joined, and joining consumes the `Vcpu` that holds this value.
+        unsafe { self.0.as_ref() }.store(1, Ordering::SeqCst);
+    }
+}
+
+/// The loop of one vCPU thread.
+struct Runner<'a> {
+    index: u8,
+    fd: &'a mut VcpuFd,
+    shared: &'a Shared,
+}
+
+/// An exit that cannot be finished while the exit still borrows the vCPU.
+enum Rest {
+    Nothing,
+    Ports,
+    End(Outcome),
+    InternalError,
+}
+
+impl Runner<'_> {
+    fn run(mut self) {
+        while !self.shared.outcome.is_set() {
+            if let Some(outcome) = self.enter() {
+                log::debug!("vCPU {}: {outcome}", self.index);
+                self.shared.outcome.report(outcome);
+            }
+        }
+    }
+
+    /// Enters the guest once and serves its exit; tells how the guest ended if it did.
+    fn enter(&mut self) -> Option<Outcome> {
+        let rest = match self.fd.run() {
+            Ok(VcpuExit::IoIn(..) | VcpuExit::IoOut(..)) => Rest::Ports,
+            Ok(VcpuExit::MmioRead(address, data)) => {
+                if !self.shared.mmio.read(address, data) {
+                    log::debug!("guest read of {} bytes at {address:#x}: no device", data.len());
+                }
+                Rest::Nothing
+            }
+            Ok(VcpuExit::MmioWrite(address, data)) => {
+                if !self.shared.mmio.write(address, data) {
+                    log::debug!("guest write of {} bytes at {address:#x}: no device", data.len());
+                }
+                Rest::Nothing
+            }
+            Ok(VcpuExit::Shutdown) => Rest::End(Outcome::TripleFault { vcpu: self.index }),
+            Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_SHUTDOWN, _)) => Rest::End(Outcome::PowerOff),
+            Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_RESET, _)) => Rest::End(Outcome::Reset),
+            Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_CRASH, _)) => {
+                Rest::End(self.broken("the guest reported a crash"))
+            }
+            Ok(VcpuExit::FailEntry(reason, cpu)) => Rest::End(self.broken(&format!(
+                "the processor refused to enter the guest on CPU {cpu}, reason {reason:#x}"
+            ))),
+            Ok(VcpuExit::InternalError) => Rest::InternalError,
+            Ok(VcpuExit::Intr) => Rest::Nothing,
+            Ok(exit) => {
+                let detail = format!("an exit that nothing here asks for: {exit:?}");
+                Rest::End(self.broken(&detail))
+            }
+            Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => Rest::Nothing,
+            Err(error) => Rest::End(self.broken(&format!("KVM_RUN: {error}"))),
+        };
+        let outcome = match rest {
+            Rest::Nothing => None,
+            Rest::Ports => {
+                self.ports();
+                None
+            }
+            Rest::End(outcome) => Some(outcome),
+            Rest::InternalError => {
+                let detail = self.internal_error();
+                Some(self.broken(&detail))
+            }
+        }?;
+        if matches!(outcome, Outcome::TripleFault { .. } | Outcome::KvmInternalError { .. }) {
+            log::error!("{outcome}");
+            self.log_registers();
+        }
+        Some(outcome)
+    }
+
+    fn broken(&self, detail: &str) -> Outcome {
+        Outcome::KvmInternalError { vcpu: self.index, detail: detail.to_owned() }
+    }
+
+    /// Serves a port access. One exit of a string instruction (`REP OUTSB`) carries many accesses to one port.
+    fn ports(&mut self) {
+        let run = self.fd.get_kvm_run();
+        // SAFETY: KVM_EXIT_IO was the reason of the last exit, so `io` is the member that KVM filled in.
+        let io = unsafe { run.__bindgen_anon_1.io };
+        let size = usize::from(io.size);
+        let Some(length) = size.checked_mul(io.count as usize) else { return };
+        if size == 0 || size > MAX_PORT_ACCESS {
+            return;
+        }
+        // SAFETY: `kvm_run` is the start of the shared mapping, in which KVM placed `count` accesses of `size` bytes
+        // at `data_offset`; nothing else refers to that part while the vCPU is outside of the guest.
+        let data = unsafe {
+            let start = std::ptr::from_mut(run).cast::<u8>().add(io.data_offset as usize);
+            std::slice::from_raw_parts_mut(start, length)
+        };
+        let input = u32::from(io.direction) == KVM_EXIT_IO_IN;
+        for access in data.chunks_exact_mut(size) {
+            if input {
+                self.shared.ports.read(u64::from(io.port), access);
+            } else {
+                self.shared.ports.write(u64::from(io.port), access);
+            }
+        }
+    }
+
+    fn internal_error(&mut self) -> String {
+        // SAFETY: KVM_EXIT_INTERNAL_ERROR was the reason of the last exit, so `internal` is the member in use.
+        let internal = unsafe { self.fd.get_kvm_run().__bindgen_anon_1.internal };
+        let count = (internal.ndata as usize).min(internal.data.len());
+        let data = internal.data.get(..count).unwrap_or_default();
+        let name =
+            if internal.suberror == KVM_INTERNAL_ERROR_EMULATION { " (instruction emulation)" } else { "" };
+        format!("internal error {}{name}, data {data:x?}", internal.suberror)
+    }
+
+    fn log_registers(&self) {
+        match (self.fd.get_regs(), self.fd.get_sregs()) {
+            (Ok(r), Ok(s)) => {
+                log::error!(
+                    "vCPU {}: rip {:#x} rsp {:#x} rflags {:#x} rax {:#x} rbx {:#x} rcx {:#x} rdx {:#x} rsi {:#x} \
+                     rdi {:#x} rbp {:#x} r8 {:#x} r9 {:#x} r10 {:#x} r11 {:#x} r12 {:#x} r13 {:#x} r14 {:#x} r15 {:#x}",
+                    self.index,
+                    r.rip,
+                    r.rsp,
+                    r.rflags,
+                    r.rax,
+                    r.rbx,
+                    r.rcx,
+                    r.rdx,
+                    r.rsi,
+                    r.rdi,
+                    r.rbp,
+                    r.r8,
+                    r.r9,
+                    r.r10,
+                    r.r11,
+                    r.r12,
+                    r.r13,
+                    r.r14,
+                    r.r15,
+                );
+                log::error!(
+                    "vCPU {}: cr0 {:#x} cr2 {:#x} cr3 {:#x} cr4 {:#x} efer {:#x} cs {:#x} base {:#x} ss {:#x} \
+                     tr {:#x} gdt {:#x} limit {:#x} idt {:#x} limit {:#x}",
+                    self.index,
+                    s.cr0,
+                    s.cr2,
+                    s.cr3,
+                    s.cr4,
+                    s.efer,
+                    s.cs.selector,
+                    s.cs.base,
+                    s.ss.selector,
+                    s.tr.selector,
+                    s.gdt.base,
+                    s.gdt.limit,
+                    s.idt.base,
+                    s.idt.limit,
+                );
+            }
+            (Err(error), _) | (_, Err(error)) => {
+                log::error!("vCPU {}: cannot read its registers: {error}", self.index);
+            }
+        }
+    }
+}
