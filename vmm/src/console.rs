@@ -12,8 +12,8 @@ use crate::devices::{IrqTrigger, KeyboardDevice};
 use crate::error::Error;
 use crate::outcome::{Outcome, OutcomeSlot};
 
-/// How long the guest's last words may take to leave when their reader is slow.
-const DRAIN_LIMIT: Duration = Duration::from_secs(2);
+/// How long the guest's last words wait for a reader that takes nothing.
+const DRAIN_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Opens what the serial port leads to.
 pub fn backend(config: &SerialConfig) -> Result<Backend, Error> {
@@ -42,7 +42,7 @@ pub fn enter_raw_mode(console: &Console<IrqTrigger>) -> Result<Option<RawMode>, 
 
 /// Pushes out what the guest has sent, for a bounded time; the guest must have stopped.
 pub fn finish(mut console: Console<IrqTrigger>) {
-    let left = console.drain(DRAIN_LIMIT);
+    let left = console.drain(DRAIN_PATIENCE);
     if left > 0 {
         log::warn!("the last {left} bytes of console output found no reader");
     }

@@ -3,8 +3,8 @@
 //! The `vmm` binary is a thin `main` over this. The life of a run, each step in its module:
 //!
 //! 1. [`cli`] and [`start`]: from options or a config file to a [`kindling_api::VmConfig`].
-//! 2. [`machine`]: from the configuration to a virtual machine that is ready to run.
-//! 3. [`vcpu`] threads run the guest while [`event_loop`] serves its console, signals and its end.
+//! 2. `machine`: from the configuration to a virtual machine that is ready to run.
+//! 3. `vcpu` threads run the guest while `event_loop` serves its console, signals and its end.
 //! 4. [`outcome`]: how it ended, and the exit code that says so.
 
 mod console;

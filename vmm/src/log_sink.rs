@@ -9,6 +9,7 @@ use std::sync::Mutex;
 use std::time::Instant;
 
 use kindling_api::{LogLevel, LoggerConfig};
+use kindling_serial::terminal::is_raw;
 use log::{LevelFilter, Log, Metadata, Record};
 
 struct Sink {
@@ -78,7 +79,9 @@ impl Log for Sink {
         if self.show_origin {
             line.push_str(&format!(" {}:{}", record.file().unwrap_or("?"), record.line().unwrap_or(0)));
         }
-        line.push_str(&format!(": {}\n", record.args()));
+        // A terminal in raw mode does not return the carriage by itself.
+        let end = if self.file.is_none() && is_raw() { "\r\n" } else { "\n" };
+        line.push_str(&format!(": {}{end}", record.args()));
         // A full or vanished destination loses the line: the guest must not wait for a log.
         let _ = match &self.file {
             None => io::stderr().write_all(line.as_bytes()),

@@ -132,15 +132,20 @@ impl<T: Trigger> Console<T> {
         Ok(event)
     }
 
-    /// Pushes out what the guest has sent, waiting for its reader for at most `limit`, and returns how many bytes are
-    /// left. For the end: the guest must have stopped.
-    pub fn drain(&mut self, limit: Duration) -> usize {
+    /// Pushes out what the guest has sent and returns how many bytes are left: none, unless the reader has taken nothing
+    /// for `patience`, or not all within ten times that. For the end: the guest must have stopped.
+    pub fn drain(&mut self, patience: Duration) -> usize {
         let start = Instant::now();
+        let (mut progress, mut left) = (start, self.port().output_len());
         loop {
             self.output_blocked = false;
             let moved = self.move_output();
-            let left = self.port().output_len();
-            let remaining = limit.saturating_sub(start.elapsed());
+            let before = std::mem::replace(&mut left, self.port().output_len());
+            if left < before {
+                progress = Instant::now();
+            }
+            let overall = patience.saturating_mul(10).saturating_sub(start.elapsed());
+            let remaining = patience.saturating_sub(progress.elapsed()).min(overall);
             if left == 0 || remaining.is_zero() || moved.is_err() {
                 return left;
             }

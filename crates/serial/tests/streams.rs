@@ -281,6 +281,32 @@ fn drain_brings_the_last_words_to_a_slow_reader() {
 }
 
 #[test]
+fn drain_is_patient_as_long_as_the_reader_takes_something() {
+    let (mut reader, writer) = pipe().unwrap();
+    let (guest, mut console) = machine(streams(&null(), &writer));
+    drop(writer);
+    let sent = pattern(60_000);
+    guest.send(&sent);
+    // SAFETY: F_SETPIPE_SZ takes a number.
+    unsafe { libc::fcntl(std::os::fd::AsRawFd::as_raw_fd(&reader), libc::F_SETPIPE_SZ, 4096) };
+    let reader = std::thread::spawn(move || {
+        let (mut received, mut buffer) = (Vec::new(), [0; 2048]);
+        loop {
+            std::thread::sleep(Duration::from_millis(40));
+            match reader.read(&mut buffer).unwrap() {
+                0 => return received,
+                count => received.extend_from_slice(&buffer[..count]),
+            }
+        }
+    });
+    let (start, patience) = (std::time::Instant::now(), Duration::from_millis(500));
+    assert_eq!(console.drain(patience), 0);
+    assert!(start.elapsed() > patience, "the reader took too little time to show anything");
+    drop(console);
+    assert!(reader.join().unwrap() == sent);
+}
+
+#[test]
 fn at_a_terminal_the_escapes_work_even_when_the_guest_reads_nothing() {
     let (mut master, slave) = terminal();
     let _raw = raw(&slave);

@@ -211,13 +211,17 @@ fn amd_sizes_and_legacy_bit_follow_the_guest() {
 }
 
 #[test]
-fn amd_without_topology_extensions_gets_no_leaf_that_needs_them() {
+fn amd_without_topology_extensions_gains_them_with_the_first_core_of_two_threads() {
     let mut old: Vec<Line> = AMD.to_vec();
     old.retain(|line| line.0 < 0x8000_001b);
     for line in old.iter_mut().filter(|line| line.0 == 0x8000_0001) {
         line.2[2] &= !(1 << 22);
     }
-    assert_eq!(read(&plain(&old, 4, 2), 0x8000_001e, 0), [0; 4]);
+    let topology_extensions = |threads| read(&plain(&old, 4, threads), 0x8000_0001, 0)[2] & (1 << 22);
+    assert_eq!(topology_extensions(1), 0);
+    assert_eq!(read(&plain(&old, 4, 1), 0x8000_001e, 0), [0; 4]);
+    assert_ne!(topology_extensions(2), 0);
+    assert_eq!(read(&plain(&old, 4, 2), 0x8000_001e, 0), [0, 0x100, 0, 0]);
     // And one that has them, on a kernel whose table ends before, gets the leaf and a table that reaches it.
     for line in &mut old {
         match line.0 {

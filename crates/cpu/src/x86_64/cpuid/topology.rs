@@ -87,6 +87,11 @@ fn amd(table: &mut Table, topology: &Topology) {
     let mut has_topology_leaves = false;
     if let Some(extended) = table.get_mut(LEAF_EXTENDED_FEATURES) {
         set_bit(&mut extended.ecx, EXTENDED_ECX_CMP_LEGACY, topology.vcpus > 1);
+        // Linux looks for threads, in leaf 0xB too, only where this bit is set, and what it announces is made up here
+        // anyway. A host without it has no cache leaves to go with it; the guest then knows of no caches.
+        if threads > 1 {
+            set_bit(&mut extended.ecx, EXTENDED_ECX_TOPOEXT, true);
+        }
         has_topology_leaves = extended.ecx & (1 << EXTENDED_ECX_TOPOEXT) != 0;
     }
     if let Some(sizes) = table.get_mut(LEAF_AMD_SIZES) {
