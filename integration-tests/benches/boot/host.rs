@@ -1,0 +1,120 @@
+//! A nested host whose clock counts instructions: one emulated processor, a fresh machine for each program.
+//!
+//! Some of these hosts hang for good, so each has a time limit and is started again.
+
+use std::fs::File;
+use std::io::{self, BufWriter};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use kindling_integration_tests::cpio;
+use kindling_integration_tests::error::{Context, Error, Result};
+use kindling_integration_tests::guest_image::GuestImage;
+use kindling_integration_tests::harness::Process;
+use kindling_integration_tests::job::{JOB_PATH, Job};
+use kindling_integration_tests::packages::QEMU;
+use kindling_integration_tests::run;
+
+/// `sleep=on`: with `off` more hosts hang.
+const CLOCK: [&str; 4] = ["-accel", "tcg,thread=single", "-icount", "shift=0,sleep=on"];
+/// AMD-V with nested paging.
+const CPU: &str = "EPYC,+svm,+npt,-xsave";
+const COMMAND_LINE: &str = "console=ttyS0 quiet reboot=t panic=-1 mitigations=off kindling.init=host";
+
+/// Several times what a host takes.
+const LIMIT: Duration = Duration::from_secs(240);
+const ATTEMPTS: usize = 5;
+
+/// What all hosts have in common.
+pub struct Host {
+    folder: PathBuf,
+    image: GuestImage,
+    files: PathBuf,
+}
+
+impl Host {
+    /// Prepares hosts that have `files`, and `programs` with their libraries, under the same paths; `folder` is for
+    /// temporary files.
+    pub fn new(folder: &Path, image: &GuestImage, programs: &[PathBuf], files: &[PathBuf]) -> Result<Self> {
+        let mut all: Vec<PathBuf> = programs.iter().chain(files).cloned().collect();
+        for program in programs {
+            all.extend(libraries(program)?);
+        }
+        all.sort();
+        all.dedup();
+        let path = folder.join("files.cpio");
+        let mut archive = cpio::Writer::new(BufWriter::new(create(&path)?));
+        for path in &all {
+            add(&mut archive, path).doing(|| format!("cannot add {} to the nested host", path.display()))?;
+        }
+        archive.finish().doing(|| format!("cannot write {}", path.display()))?;
+        Ok(Self { folder: folder.to_owned(), image: image.clone(), files: path })
+    }
+
+    /// Runs a program in a fresh host and returns what it printed.
+    pub fn run(&self, argv: &[String]) -> Result<String> {
+        let initrd = self.initrd(argv)?;
+        let mut attempt = 1;
+        loop {
+            match self.attempt(&initrd) {
+                Err(Error::Timeout { .. }) if attempt < ATTEMPTS => attempt += 1,
+                result => return result,
+            }
+        }
+    }
+
+    /// The basic file system, the files and the job, one archive after the other.
+    fn initrd(&self, argv: &[String]) -> Result<PathBuf> {
+        let modules = self.image.host_modules()?.into_iter().map(PathBuf::into_os_string).collect();
+        let job = Job { modules, argv: argv.iter().map(Into::into).collect(), env: Vec::new() };
+        let path = self.folder.join("host.cpio");
+        let write = |job: &[u8]| -> io::Result<()> {
+            let mut out = BufWriter::new(File::create(&path)?);
+            for part in [&self.image.initramfs(), &self.files] {
+                io::copy(&mut File::open(part)?, &mut out)?;
+            }
+            let mut archive = cpio::Writer::new(out);
+            for module in self.image.host_modules().map_err(io::Error::other)? {
+                add(&mut archive, &module)?;
+            }
+            archive.bytes(JOB_PATH, 0o600, job)?;
+            archive.finish().map(drop)
+        };
+        write(&job.to_bytes()?).doing(|| format!("cannot write {}", path.display()))?;
+        Ok(path)
+    }
+
+    fn attempt(&self, initrd: &Path) -> Result<String> {
+        let output = self.folder.join("output");
+        let mut command = Command::new(QEMU.program);
+        command.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-machine", "q35"]);
+        command.args(CLOCK).args(["-cpu", CPU, "-smp", "1", "-m", "2048M"]);
+        command.arg("-kernel").arg(self.image.vmlinuz()).arg("-initrd").arg(initrd);
+        // The kernel's console, the job's standard streams, init's reports.
+        command.args(["-append", COMMAND_LINE, "-serial", "null", "-serial", "stdio", "-serial", "null"]);
+        command.stdin(Stdio::null()).stdout(create(&output)?).stderr(Stdio::null());
+        let child = command.spawn().doing(|| format!("cannot start {}", QEMU.program))?;
+        Process::new(child, "the nested host").wait(LIMIT)?;
+        std::fs::read_to_string(&output).doing(|| format!("cannot read {}", output.display()))
+    }
+}
+
+fn create(path: &Path) -> Result<File> {
+    File::create(path).doing(|| format!("cannot create {}", path.display()))
+}
+
+fn add(archive: &mut cpio::Writer<BufWriter<File>>, path: &Path) -> io::Result<()> {
+    let name = path.to_str().ok_or(io::ErrorKind::InvalidFilename)?;
+    let file = File::open(path)?;
+    let metadata = file.metadata()?;
+    archive.file(name, metadata.permissions().mode(), metadata.len(), file)
+}
+
+/// What the dynamic linker loads for `program`, itself included.
+fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
+    let listed = run::output(Command::new("ldd").arg(program))?;
+    let path = |line: &str| line.split_whitespace().find(|word| word.starts_with('/')).map(PathBuf::from);
+    Ok(listed.lines().filter_map(path).collect())
+}

@@ -1,0 +1,234 @@
+//! What a start costs: `vmm` beside the floor program, which makes the same KVM calls and does nothing else.
+//!
+//!     cargo bench --profile tools --package kindling-integration-tests --bench startup [-- ROUNDS]
+//!
+//! Both run the same images of the bare-metal guest with one vCPU and 128 MiB, in turn, in the same run; the table
+//! shows medians. Absolute times depend on the machine and its load, the ratio less so.
+//!
+//! - *Start to exit*: the `exit` image asks for a reset with its first two instructions. Wall time is from before the
+//!   process is spawned until it has been waited for, so it holds the kernel's release of the virtual machine.
+//!   Processor time is that of `wait4`: the whole process, as the scheduler measures it in nanoseconds (Linux only
+//!   splits it into user and system by sampling; the sum is exact).
+//! - *Start to first instruction*: the `mark` image writes a byte to the serial port with its first three instructions
+//!   and halts. Wall time is until the byte is read from the process's standard output. Processor time is the process's
+//!   CPU clock once it stands still; nothing runs after the byte but the way to the halt.
+//! - *Guests a second*: whole processes with the `exit` image, by one worker and by two.
+//! - *Resident memory*: from `/proc/PID/smaps` of the process whose guest has halted, with and without the mapping of
+//!   the guest's RAM.
+
+use std::fmt::Write as _;
+use std::io::{Error, Read, Result};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use kindling_integration_tests::bare_metal::{FLOOR, Images};
+use kindling_integration_tests::error::chain;
+use kindling_integration_tests::harness::vmm_path;
+use kindling_integration_tests::progress::Progress;
+use kindling_integration_tests::workspace::VMM;
+
+const ROUNDS: usize = 100;
+const GUEST_MIB: u64 = 128;
+
+/// Guests of each worker in one sample of the rate.
+const BATCH: usize = 20;
+
+/// The CPU clock of a process stands still if it does so for this long.
+const STILL: Duration = Duration::from_millis(10);
+
+/// Starts an image.
+type Start<'a> = &'a (dyn Fn(&Path) -> Command + Sync);
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    // `cargo test --all-targets` runs benchmarks, too, but without this argument.
+    if !arguments.iter().any(|argument| argument == "--bench") {
+        return;
+    }
+    let rounds = arguments.iter().find_map(|argument| argument.parse().ok()).unwrap_or(ROUNDS);
+    match bench(rounds) {
+        Ok(table) => println!("{table}"),
+        Err(error) => {
+            eprintln!("startup: {}", chain(&*error));
+            std::process::exit(1);
+        }
+    }
+}
+
+fn bench(rounds: usize) -> std::result::Result<String, Box<dyn std::error::Error>> {
+    let progress = Progress::new();
+    let images = Images::build(&progress)?;
+    let vmm = vmm_path().or_else(|_| VMM.build(&progress))?;
+    let floor = FLOOR.build(&progress)?;
+    let vmm = |image: &Path| {
+        let mut command = Command::new(&vmm);
+        command.args(["run", "--memory", &format!("{GUEST_MIB}M"), "--kernel"]).arg(image);
+        command
+    };
+    let floor = |image: &Path| {
+        let mut command = Command::new(&floor);
+        command.arg(image).arg(GUEST_MIB.to_string());
+        command
+    };
+    let pair: [Start<'_>; 2] = [&vmm, &floor];
+
+    let milliseconds = |time: Duration| time.as_secs_f64() * 1e3;
+    let mebibytes = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+    let mut table = String::from("| | vmm | floor | vmm / floor |\n|---|---|---|---|\n");
+    let samples = interleave(rounds, pair, |start| start_to_exit(&mut start(&images.exit)))?;
+    row(&mut table, "start to exit, processor time, ms", &samples, |cost| milliseconds(cost.processor));
+    row(&mut table, "start to exit, wall time, ms", &samples, |cost| milliseconds(cost.wall));
+    let samples = interleave(rounds, pair, |start| start_to_mark(&mut start(&images.mark)))?;
+    row(&mut table, "start to first instruction, processor time, ms", &samples, |cost| {
+        milliseconds(cost.0.processor)
+    });
+    row(&mut table, "start to first instruction, wall time, ms", &samples, |cost| milliseconds(cost.0.wall));
+    row(&mut table, "resident without the guest's RAM, MiB", &samples, |cost| mebibytes(cost.1.own));
+    row(&mut table, "resident in all, MiB", &samples, |cost| mebibytes(cost.1.all));
+    for workers in [1, 2] {
+        let samples =
+            interleave(rounds.div_ceil(BATCH), pair, |start| rate(workers, || start(&images.exit)))?;
+        row(&mut table, &format!("guests a second, {workers} at a time"), &samples, |rate| *rate);
+    }
+    Ok(table)
+}
+
+/// Takes samples of both programs in turn, after one of each that does not count.
+fn interleave<T>(
+    rounds: usize,
+    pair: [Start<'_>; 2],
+    sample: impl Fn(Start<'_>) -> Result<T>,
+) -> Result<[Vec<T>; 2]> {
+    let mut samples = [Vec::new(), Vec::new()];
+    for round in 0..=rounds {
+        for (samples, start) in samples.iter_mut().zip(pair) {
+            let sample = sample(start)?;
+            if round > 0 {
+                samples.push(sample);
+            }
+        }
+    }
+    Ok(samples)
+}
+
+/// Adds a row with the medians of one figure.
+fn row<T>(table: &mut String, name: &str, samples: &[Vec<T>; 2], figure: impl Fn(&T) -> f64) {
+    let [vmm, floor] = samples.each_ref().map(|samples| {
+        let mut figures: Vec<f64> = samples.iter().map(&figure).collect();
+        figures.sort_by(f64::total_cmp);
+        figures.get(figures.len() / 2).copied().unwrap_or(f64::NAN)
+    });
+    // Writing to a string does not fail.
+    let _ = writeln!(table, "| {name} | {vmm:.2} | {floor:.2} | {:.2} |", vmm / floor);
+}
+
+/// The time that something took.
+struct Cost {
+    wall: Duration,
+    processor: Duration,
+}
+
+fn start_to_exit(command: &mut Command) -> Result<Cost> {
+    let start = Instant::now();
+    let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn()?;
+    let processor = wait(&child, true)?;
+    Ok(Cost { wall: start.elapsed(), processor })
+}
+
+/// Waits for the end of `child`, which has to succeed if it is `expected`; returns the processor time that it has used.
+fn wait(child: &Child, expected: bool) -> Result<Duration> {
+    let mut status = 0;
+    // SAFETY: all zeros is a valid `rusage`.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    // SAFETY: both pointers are valid; the standard library does not wait for a child on its own.
+    if unsafe { libc::wait4(child.id().cast_signed(), &raw mut status, 0, &raw mut usage) } < 0 {
+        return Err(Error::last_os_error());
+    }
+    if expected && status != 0 {
+        return Err(Error::other(format!("a guest's process ended with wait status {status:#x}")));
+    }
+    let duration = |time: libc::timeval| {
+        Duration::new(time.tv_sec.cast_unsigned(), time.tv_usec.unsigned_abs() as u32 * 1000)
+    };
+    Ok(duration(usage.ru_utime) + duration(usage.ru_stime))
+}
+
+fn start_to_mark(command: &mut Command) -> Result<(Cost, Resident)> {
+    let start = Instant::now();
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
+    let cost = (|| {
+        let mut stdout = child.stdout.take().ok_or(Error::other("no standard output"))?;
+        stdout.read_exact(&mut [0])?;
+        let wall = start.elapsed();
+        let mut processor = process_clock(&child)?;
+        loop {
+            std::thread::sleep(STILL);
+            let now = process_clock(&child)?;
+            if now == processor {
+                return Ok((Cost { wall, processor }, Resident::of(&child)?));
+            }
+            processor = now;
+        }
+    })();
+    child.kill()?;
+    wait(&child, false)?;
+    cost
+}
+
+/// The processor time that all threads of a running process have used.
+fn process_clock(child: &Child) -> Result<Duration> {
+    let mut clock = 0;
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the pointer is valid.
+    let error = unsafe { libc::clock_getcpuclockid(child.id().cast_signed(), &raw mut clock) };
+    if error != 0 {
+        return Err(Error::from_raw_os_error(error));
+    }
+    // SAFETY: the pointer is valid.
+    if unsafe { libc::clock_gettime(clock, &raw mut time) } < 0 {
+        return Err(Error::last_os_error());
+    }
+    Ok(Duration::new(time.tv_sec.cast_unsigned(), time.tv_nsec.unsigned_abs() as u32))
+}
+
+/// Guests a second with so many workers, each of which starts a guest when its last one has ended.
+fn rate(workers: usize, command: impl Fn() -> Command + Sync) -> Result<f64> {
+    let start = Instant::now();
+    std::thread::scope(|scope| {
+        let work = || (0..BATCH).try_for_each(|_| start_to_exit(&mut command()).map(drop));
+        let workers: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
+        workers
+            .into_iter()
+            .try_for_each(|worker| worker.join().unwrap_or(Err(Error::other("a worker panicked"))))
+    })?;
+    Ok((workers * BATCH) as f64 / start.elapsed().as_secs_f64())
+}
+
+/// Resident memory in bytes.
+struct Resident {
+    all: u64,
+    /// Without the guest's RAM.
+    own: u64,
+}
+
+impl Resident {
+    fn of(child: &Child) -> Result<Self> {
+        let smaps = std::fs::read_to_string(format!("/proc/{}/smaps", child.id()))?;
+        let field = |line: &str, name: &str| -> Option<u64> {
+            line.strip_prefix(name)?.trim().strip_suffix(" kB")?.parse().ok().map(|kib: u64| kib << 10)
+        };
+        let (mut size, mut all, mut guest) = (0, 0, None);
+        for line in smaps.lines() {
+            size = field(line, "Size:").unwrap_or(size);
+            if let Some(resident) = field(line, "Rss:") {
+                all += resident;
+                if size >= GUEST_MIB << 20 {
+                    guest = guest.max(Some(resident));
+                }
+            }
+        }
+        let guest = guest.ok_or(Error::other("the process has no mapping that could be the guest's RAM"))?;
+        Ok(Self { all, own: all - guest })
+    }
+}

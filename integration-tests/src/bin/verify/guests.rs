@@ -1,0 +1,148 @@
+//! The steps that run `vmm`: its test binaries are built statically and run where guests run.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use kindling_integration_tests::bare_metal::{IMAGES_VARIABLE, Images};
+use kindling_integration_tests::error::{Error, Result};
+use kindling_integration_tests::place;
+use kindling_integration_tests::run;
+use kindling_integration_tests::runner::{EXIT_HOST_BROKEN, FILES_VARIABLE, VMM_VARIABLE};
+use kindling_integration_tests::workspace::{HOST_RUNNER, VMM, cargo, link_statically};
+use serde::Deserialize;
+
+use crate::Context;
+use crate::shell::{colour, show_tests};
+use crate::steps::Passed;
+
+/// How `vmm` ends, and what it says, for input it cannot work with.
+pub fn bad_input(context: &Context) -> Result<Passed> {
+    run_tests(context, "bad_input", on_any_kvm(), |_| Ok(()))
+}
+
+/// The bare-metal guest's tests.
+pub fn bare_metal(context: &Context) -> Result<Passed> {
+    run_tests(context, "bare_metal", on_any_kvm(), |command| {
+        let images = Images::build(&context.progress)?;
+        let files: Vec<_> =
+            [&images.guest, &images.exit, &images.mark].into_iter().map(PathBuf::as_path).collect();
+        let joined = std::env::join_paths(&files)
+            .map_err(|error| Error::Protocol(format!("a path that cannot stand in a list: {error}")))?;
+        let folder = images.guest.parent().unwrap_or(Path::new("/"));
+        command.env(IMAGES_VARIABLE, folder).env(FILES_VARIABLE, joined);
+        Ok(())
+    })
+}
+
+/// The tests with stock Linux guests.
+pub fn linux(context: &Context) -> Result<Passed> {
+    run_tests(context, "linux", None, |_| Ok(()))
+}
+
+/// Where tests run that any KVM will do for: here, if there is one.
+fn on_any_kvm() -> Option<&'static str> {
+    let kvm = File::options().read(true).write(true).open("/dev/kvm");
+    Some(if kvm.is_ok() { "native" } else { "nested" })
+}
+
+/// Builds a test binary and runs it under `host-runner`, unless the filter leaves nothing of it.
+fn run_tests(
+    context: &Context,
+    name: &str,
+    place: Option<&str>,
+    prepare: impl FnOnce(&mut Command) -> Result<()>,
+) -> Result<Passed> {
+    let progress = &context.progress;
+    let binary = progress.during(&format!("building the tests of {name} (static)"), || build(name))?;
+    if context.filter.is_some() && !has_tests(&binary, context)? {
+        return Ok(Passed { note: "no test has such a name".to_owned(), tests: 0 });
+    }
+    let mut command = Command::new(HOST_RUNNER.build(progress)?);
+    command.arg(&binary).args(&context.filter).args(["--color", colour()]);
+    command.env(VMM_VARIABLE, vmm(context)?);
+    match place {
+        // Whoever says where guests run means these tests, too.
+        Some(place) if std::env::var_os(place::VARIABLE).is_none() => command.env(place::VARIABLE, place),
+        _ => &mut command,
+    };
+    prepare(&mut command)?;
+    let broken = |code| {
+        let text = "the nested host broke; that says nothing about the tests";
+        (code == i32::from(EXIT_HOST_BROKEN)).then(|| text.to_owned())
+    };
+    Ok(show_tests(&mut command, broken)?.passed())
+}
+
+/// The `vmm` that is named in the environment, or else built.
+fn vmm(context: &Context) -> Result<OsString> {
+    match std::env::var_os(VMM_VARIABLE).filter(|path| !path.is_empty()) {
+        Some(path) => Ok(path),
+        None => Ok(VMM.build(&context.progress)?.into()),
+    }
+}
+
+/// The part of cargo's messages that matters here.
+#[derive(Deserialize)]
+struct Message {
+    #[serde(default)]
+    executable: Option<PathBuf>,
+    #[serde(default)]
+    target: Option<Target>,
+}
+
+#[derive(Deserialize)]
+struct Target {
+    name: String,
+}
+
+/// Builds a test binary and returns its path.
+fn build(name: &str) -> Result<PathBuf> {
+    let mut command = cargo();
+    command.args([
+        "test",
+        "--no-run",
+        "--quiet",
+        "--profile",
+        "tools",
+        "--message-format",
+        "json-render-diagnostics",
+    ]);
+    command.args(["--package", "kindling-integration-tests", "--test", name]);
+    link_statically(&mut command);
+    command.stderr(Stdio::inherit());
+    let messages = run::output(&mut command)?;
+    executable(&messages, name).ok_or_else(|| {
+        let detail = "cargo names no executable".to_owned();
+        Error::Command { command: run::describe(&command), detail }
+    })
+}
+
+fn executable(messages: &str, name: &str) -> Option<PathBuf> {
+    let messages = messages.lines().filter_map(|line| serde_json::from_str::<Message>(line).ok());
+    let mut named =
+        messages.filter(|message| message.target.as_ref().is_some_and(|target| target.name == name));
+    named.find_map(|message| message.executable)
+}
+
+fn has_tests(binary: &Path, context: &Context) -> Result<bool> {
+    let mut list = Command::new(binary);
+    list.args(["--list", "--format", "terse"]).args(&context.filter);
+    Ok(run::output(&mut list)?.lines().any(|line| line.ends_with(": test")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_executable_is_the_one_of_the_named_target() {
+        let messages = r#"{"reason":"compiler-artifact","target":{"name":"libc"},"executable":null}
+{"reason":"compiler-artifact","target":{"name":"demo"},"executable":"/t/demo"}
+{"reason":"compiler-artifact","target":{"name":"linux"},"executable":"/t/linux-1"}
+{"reason":"build-finished","success":true}"#;
+        assert_eq!(executable(messages, "linux"), Some("/t/linux-1".into()));
+        assert_eq!(executable(messages, "libc"), None);
+    }
+}

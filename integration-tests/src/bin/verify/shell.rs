@@ -1,0 +1,153 @@
+//! Running commands in the open: shown before they run, their output live, the tests among it counted.
+
+use std::io::{self, IsTerminal, Read, Write};
+use std::process::{Command, Stdio};
+
+use kindling_integration_tests::error::{Context, Error, Result};
+use kindling_integration_tests::run;
+
+use crate::steps::Passed;
+
+/// Results of test binaries, added up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tests {
+    /// Tests that passed.
+    pub passed: u32,
+    /// Tests that failed.
+    pub failed: u32,
+    /// Tests that were skipped by name or attribute.
+    pub ignored: u32,
+}
+
+impl Tests {
+    /// Adds another command's results.
+    pub fn add(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.ignored += other.ignored;
+    }
+
+    /// As the result of a step.
+    pub fn passed(&self) -> Passed {
+        let note = match self.ignored {
+            0 => format!("{} tests", self.passed),
+            ignored => format!("{} tests, {ignored} ignored", self.passed),
+        };
+        Passed { note, tests: self.passed }
+    }
+
+    /// Reads a line such as `test result: ok. 12 passed; 0 failed; 1 ignored; …`.
+    fn from_line(line: &str) -> Option<Self> {
+        let mut tests = Self::default();
+        let (_, counts) = line.split_once("test result: ")?.1.split_once(". ")?;
+        for count in counts.split("; ") {
+            match count.trim().split_once(' ') {
+                Some((number, "passed")) => tests.passed = number.parse().ok()?,
+                Some((number, "failed")) => tests.failed = number.parse().ok()?,
+                Some((number, "ignored")) => tests.ignored = number.parse().ok()?,
+                _ => {}
+            }
+        }
+        Some(tests)
+    }
+}
+
+/// Runs a command with its output live.
+pub fn show(command: &mut Command) -> Result<()> {
+    announce(command);
+    let status = command.status().doing(|| format!("cannot run {}", command.get_program().display()))?;
+    if status.success() { Ok(()) } else { Err(failed(command, status.to_string())) }
+}
+
+/// Runs a command that runs tests, with its output live, and counts them. `explain` may know more about an exit code.
+pub fn show_tests(command: &mut Command, explain: impl Fn(i32) -> Option<String>) -> Result<Tests> {
+    announce(command);
+    count_tests(command, &mut io::stdout(), explain)
+}
+
+fn count_tests(
+    command: &mut Command,
+    out: &mut impl Write,
+    explain: impl Fn(i32) -> Option<String>,
+) -> Result<Tests> {
+    let mut child = command
+        .stdout(Stdio::piped())
+        .spawn()
+        .doing(|| format!("cannot run {}", command.get_program().display()))?;
+    let tests = match child.stdout.take() {
+        Some(stdout) => tee(stdout, out),
+        None => Tests::default(),
+    };
+    let status = child.wait().doing(|| format!("cannot wait for {}", command.get_program().display()))?;
+    if status.success() {
+        return Ok(tests);
+    }
+    let why = status.code().and_then(explain).unwrap_or_else(|| match tests.failed {
+        0 => status.to_string(),
+        count => format!("{count} tests failed, {} passed", tests.passed),
+    });
+    Err(failed(command, why))
+}
+
+/// Whether to ask programs for colours that would not use them in a pipe.
+pub fn colour() -> &'static str {
+    if io::stdout().is_terminal() { "always" } else { "never" }
+}
+
+fn announce(command: &Command) {
+    println!("$ {}", run::describe(command));
+}
+
+fn failed(command: &Command, detail: String) -> Error {
+    Error::Command { command: run::describe(command), detail }
+}
+
+/// Copies output as it comes and adds up the results in it.
+fn tee(mut from: impl Read, to: &mut impl Write) -> Tests {
+    let mut tests = Tests::default();
+    let mut line = Vec::new();
+    let mut buffer = [0; 4096];
+    while let Ok(count @ 1..) = from.read(&mut buffer) {
+        let chunk = buffer.get(..count).unwrap_or_default();
+        // With nobody to read it the result still counts.
+        let _ = to.write_all(chunk).and_then(|()| to.flush());
+        for byte in chunk {
+            if *byte != b'\n' {
+                line.push(*byte);
+                continue;
+            }
+            tests.add(Tests::from_line(&String::from_utf8_lossy(&line)).unwrap_or_default());
+            line.clear();
+        }
+    }
+    tests
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_are_added_up_and_copied() {
+        let text = "running 3 tests\n\
+            test result: ok. 12 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.6s\n\
+            test result: \x1b[31mFAILED\x1b(B\x1b[m. 2 passed; 1 failed; 0 ignored; 0 measured\r\n";
+        let mut copy = Vec::new();
+        let tests = tee(text.as_bytes(), &mut copy);
+        assert_eq!(tests, Tests { passed: 14, failed: 1, ignored: 1 });
+        assert_eq!(copy, text.as_bytes());
+    }
+
+    #[test]
+    fn a_failed_command_is_named_with_the_reason() {
+        let mut command = Command::new("sh");
+        command.args(["-c", "echo 'test result: FAILED. 1 passed; 2 failed'; exit 101"]);
+        let error = count_tests(&mut command, &mut Vec::new(), |_| None).unwrap_err().to_string();
+        assert!(error.ends_with(": 2 tests failed, 1 passed"), "{error}");
+        let mut command = Command::new("sh");
+        let command = command.args(["-c", "exit 3"]);
+        let error =
+            count_tests(command, &mut Vec::new(), |code| (code == 3).then(|| "the host broke".to_owned()));
+        assert!(error.unwrap_err().to_string().ends_with(": the host broke"));
+    }
+}

@@ -1,0 +1,106 @@
+//! The steps of `cargo verify`.
+
+use kindling_integration_tests::error::Result;
+use kindling_integration_tests::packages::{self, Tool};
+use kindling_integration_tests::workspace::cargo;
+
+use crate::shell::{colour, show, show_tests};
+use crate::{Context, fuzz, guests};
+
+/// One step.
+#[derive(Debug)]
+pub struct Step {
+    /// Its name on the command line.
+    pub name: &'static str,
+    /// What it checks.
+    pub what: &'static str,
+    /// Whether it runs tests that have names.
+    pub filterable: bool,
+    /// What has to be installed.
+    pub tools: &'static [Tool],
+    /// Runs it.
+    pub run: fn(&Context) -> Result<Passed>,
+}
+
+/// What the summary says of a step that passed.
+#[derive(Debug, Default)]
+pub struct Passed {
+    /// A few words.
+    pub note: String,
+    /// How many tests passed.
+    pub tests: u32,
+}
+
+/// All steps, cheap ones first.
+pub const STEPS: [Step; 8] = [
+    Step { name: "fmt", what: "the source is formatted", filterable: false, tools: &[], run: fmt },
+    Step {
+        name: "clippy",
+        what: "no lint has a complaint",
+        filterable: false,
+        tools: &[packages::CXX],
+        run: clippy,
+    },
+    Step {
+        name: "doc",
+        what: "the documentation builds without warnings",
+        filterable: false,
+        tools: &[],
+        run: doc,
+    },
+    Step { name: "unit", what: "unit, integration and doc tests", filterable: true, tools: &[], run: unit },
+    Step {
+        name: "bad-input",
+        what: "what vmm says to bad options, files and machines",
+        filterable: true,
+        tools: &[],
+        run: guests::bad_input,
+    },
+    Step {
+        name: "bare-metal",
+        what: "guests without an operating system, on any KVM",
+        filterable: true,
+        tools: &[],
+        run: guests::bare_metal,
+    },
+    Step { name: "linux", what: "stock Linux guests", filterable: true, tools: &[], run: guests::linux },
+    Step {
+        name: "fuzz",
+        what: "a short run of every fuzz target",
+        filterable: false,
+        tools: &[packages::CXX],
+        run: fuzz::run,
+    },
+];
+
+/// Packages that need special flags, and steps of their own.
+const NOT_FOR_THE_HOST: [&str; 4] =
+    ["--exclude", "kindling-bare-metal-guest", "--exclude", "kindling-*-fuzz"];
+
+fn fmt(_: &Context) -> Result<Passed> {
+    show(cargo().args(["fmt", "--all", "--check"]))?;
+    Ok(Passed::default())
+}
+
+fn clippy(_: &Context) -> Result<Passed> {
+    let deny = ["--", "-D", "warnings"];
+    show(cargo().args(["clippy", "--quiet", "--workspace", "--all-targets"]).args(deny))?;
+    // The tests that need guests are not part of "all targets", so that `cargo test` does not run them.
+    let package = ["--package", "kindling-integration-tests", "--test", "*"];
+    show(cargo().args(["clippy", "--quiet"]).args(package).args(deny))?;
+    Ok(Passed::default())
+}
+
+fn doc(_: &Context) -> Result<Passed> {
+    let mut command = cargo();
+    command.args(["doc", "--quiet", "--no-deps", "--workspace"]).args(NOT_FOR_THE_HOST);
+    show(command.env("RUSTDOCFLAGS", "-D warnings"))?;
+    Ok(Passed::default())
+}
+
+fn unit(context: &Context) -> Result<Passed> {
+    let mut command = cargo();
+    command.args(["test", "--quiet", "--no-fail-fast", "--workspace"]).args(NOT_FOR_THE_HOST);
+    command.args(&context.filter).args(["--", "--color", colour()]);
+    Ok(show_tests(&mut command, |_| None)?.passed())
+}

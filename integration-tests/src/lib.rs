@@ -1,0 +1,20 @@
+#![doc = include_str!("../README.md")]
+
+pub mod bare_metal;
+pub mod bzimage;
+pub mod cpio;
+pub mod error;
+pub mod guest_image;
+pub mod harness;
+pub mod init;
+pub mod job;
+pub mod kernel;
+pub mod modules;
+pub mod nested;
+pub mod packages;
+pub mod place;
+pub mod progress;
+pub mod run;
+pub mod runner;
+pub mod terminal;
+pub mod workspace;

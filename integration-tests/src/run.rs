@@ -1,0 +1,69 @@
+//! Running other programs to their end.
+
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use crate::error::{Context, Error, Result};
+
+/// How much of a failed program's last words goes into an error.
+const LAST_WORDS: usize = 2000;
+
+/// Runs a program silently; if it fails, the error holds the last of what it said.
+pub fn quiet(command: &mut Command) -> Result<()> {
+    run(command).map(|_| ())
+}
+
+/// Runs a program and returns its standard output.
+pub fn output(command: &mut Command) -> Result<String> {
+    run(command).map(|output| String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// The SHA-256 of a file in hexadecimal, from `sha256sum`: part of every system, and fast however we were built.
+pub fn sha256(file: &Path) -> Result<String> {
+    let text = output(Command::new("sha256sum").arg("--").arg(file))?;
+    // A leading backslash marks an escaped file name.
+    Ok(text.trim_start_matches('\\').chars().take_while(char::is_ascii_hexdigit).collect())
+}
+
+/// The command as a person would type it, without the program's folder.
+pub fn describe(command: &Command) -> String {
+    let program = Path::new(command.get_program());
+    let mut text = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    for argument in command.get_args() {
+        text.push(' ');
+        text.push_str(&argument.to_string_lossy());
+    }
+    text
+}
+
+fn run(command: &mut Command) -> Result<Output> {
+    let output = command.stdin(Stdio::null()).output();
+    let output = output.doing(|| format!("cannot run {}", command.get_program().display()))?;
+    if output.status.success() {
+        return Ok(output);
+    }
+    let said = if output.stderr.is_empty() { &output.stdout } else { &output.stderr };
+    let last = said.get(said.len().saturating_sub(LAST_WORDS)..).unwrap_or(said);
+    let detail = format!("{}: {}", output.status, String::from_utf8_lossy(last).trim());
+    Err(Error::Command { command: describe(command), detail })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_digest_is_the_one_of_the_standard() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "abc").unwrap();
+        let expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        assert_eq!(sha256(file.path()).unwrap(), expected);
+    }
+
+    #[test]
+    fn a_failed_program_is_reported_with_its_last_words() {
+        let error = quiet(Command::new("sh").args(["-c", "echo no luck >&2; exit 7"])).unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains("exit status: 7: no luck"), "{text}");
+    }
+}

@@ -1,0 +1,162 @@
+//! Options of `vmm run`, the config file, and the command line itself.
+
+use std::os::unix::fs::PermissionsExt;
+
+use super::{BAD_ARGUMENTS, BAD_CONFIGURATION, file, kernel, refused, run_with};
+
+fn option_refused(option: &str, value: &str) -> String {
+    let (_folder, path) = file("kernel", kernel());
+    refused(run_with(&path, &[option, value]), BAD_CONFIGURATION, &format!("{option}: "))
+}
+
+#[test]
+fn command_line_too_long() {
+    let line = option_refused("--cmdline", &"x".repeat(2049));
+    assert_eq!(line, "must be at most 2048 bytes, got 2049");
+}
+
+#[test]
+fn command_line_with_a_line_feed() {
+    assert!(option_refused("--cmdline", "quiet\npanic=1").contains("control character"));
+}
+
+#[test]
+fn no_memory() {
+    assert!(option_refused("--memory", "0").contains("must be between 1 and"));
+}
+
+#[test]
+fn memory_too_small_for_the_kernel() {
+    let (_folder, path) = file("kernel", kernel());
+    let line = refused(run_with(&path, &["--memory", "2M"]), BAD_CONFIGURATION, "--kernel: ");
+    assert!(line.contains("beyond the end of RAM"), "{line}");
+}
+
+#[test]
+fn memory_too_small_for_any_kernel() {
+    option_refused("--memory", "1M");
+}
+
+#[test]
+fn more_memory_than_addresses_reach() {
+    assert!(option_refused("--memory", "4000T").contains("physical addresses"));
+}
+
+#[test]
+fn more_memory_than_the_host_can_map() {
+    // Beyond the 128 TiB that a process can map, within the addresses of a guest with 48 bits of them.
+    let line = option_refused("--memory", "200T");
+    assert!(line.contains("bytes") && line.contains("memory"), "{line}");
+}
+
+#[test]
+fn memory_that_is_not_a_size() {
+    assert!(option_refused("--memory", "lots").contains("got \"lots\""));
+}
+
+#[test]
+fn no_processors() {
+    assert_eq!(option_refused("--cpus", "0"), "must be between 1 and 254, got 0");
+}
+
+#[test]
+fn too_many_processors() {
+    assert_eq!(option_refused("--cpus", "255"), "must be between 1 and 254, got 255");
+}
+
+#[test]
+fn serial_port_into_a_directory() {
+    assert!(option_refused("--serial", "file=/tmp").contains("/tmp"));
+}
+
+#[test]
+fn serial_port_at_a_socket_that_exists() {
+    let (_folder, path) = file("socket", "");
+    let line = option_refused("--serial", &format!("socket={}", path.display()));
+    assert!(line.contains(path.to_str().unwrap()), "{line}");
+    assert!(path.exists(), "what was there stays there");
+}
+
+#[test]
+fn log_into_a_folder_that_is_not_there() {
+    assert!(option_refused("--log-path", "/nonexistent/log").contains("No such file"));
+}
+
+#[test]
+fn level_that_does_not_exist() {
+    assert!(option_refused("--level", "Loud").contains("Loud"));
+}
+
+#[test]
+fn unknown_option_and_missing_kernel_are_bad_arguments() {
+    assert!(refused(["run", "--kernel", "x", "--bogus"], BAD_ARGUMENTS, "").contains("--bogus"));
+    assert!(refused(["run"], BAD_ARGUMENTS, "").contains("--kernel"));
+    assert!(refused(["run", "--kernel", "x", "--cpus", "many"], BAD_ARGUMENTS, "").contains("--cpus"));
+    assert!(refused([""; 0], BAD_ARGUMENTS, "").contains("--config-file"));
+}
+
+fn config_refused(text: &str, start: &str) -> String {
+    let (_folder, path) = file("vm.json", text);
+    refused(["--no-api".as_ref(), "--config-file".as_ref(), path.as_os_str()], BAD_CONFIGURATION, start)
+}
+
+#[test]
+fn unknown_key_in_the_config_file() {
+    let text = r#"{"boot-source": {"kernel_image_path": "/vmlinux"}, "machine-config": {"vcpu_count": 1, "vcpus": 2}}"#;
+    assert!(config_refused(text, "machine-config").contains("vcpus"));
+    let text = r#"{"boot-source": {"kernel_image_path": "/vmlinux"}, "bogus": {}}"#;
+    assert!(config_refused(text, "").contains("bogus"));
+}
+
+#[test]
+fn values_out_of_range_in_the_config_file() {
+    let config = |cpus: &str, memory: &str| {
+        format!(
+            r#"{{"boot-source": {{"kernel_image_path": "/vmlinux"}},
+                "machine-config": {{"vcpu_count": {cpus}, "mem_size_mib": {memory}}}}}"#
+        )
+    };
+    let line = config_refused(&config("255", "128"), "machine-config.vcpu_count: ");
+    assert_eq!(line, "must be between 1 and 254, got 255");
+    config_refused(&config("0", "128"), "machine-config.vcpu_count: ");
+    config_refused(&config("-1", "128"), "machine-config.vcpu_count: ");
+    config_refused(&config("1", "0"), "machine-config.mem_size_mib: ");
+    config_refused(&config("1", "1e9"), "machine-config.mem_size_mib: ");
+}
+
+#[test]
+fn config_file_that_is_not_json() {
+    assert!(config_refused("{\"boot-source\": ", "").contains("line 1"));
+    config_refused("", "");
+}
+
+#[test]
+fn config_file_without_a_kernel() {
+    assert!(config_refused("{}", "").contains("boot-source"));
+}
+
+#[test]
+fn config_file_that_cannot_be_read() {
+    let missing = ["--no-api", "--config-file", "/nonexistent/vm.json"];
+    assert!(refused(missing, BAD_CONFIGURATION, "").contains("No such file"));
+    assert!(
+        refused(["--no-api", "--config-file", "/tmp"], BAD_CONFIGURATION, "").contains("not a regular file")
+    );
+}
+
+#[test]
+fn config_file_that_is_not_permitted() {
+    // Permissions do not stop root; an unprivileged user namespace makes even root a stranger to its own file.
+    let (_folder, path) = file("vm.json", "{}");
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o000)).unwrap();
+    let line = super::kvm::refused_as_stranger(
+        ["--no-api".as_ref(), "--config-file".as_ref(), path.as_os_str()],
+        BAD_CONFIGURATION,
+    );
+    assert!(line.contains("Permission denied"), "{line}");
+}
+
+#[test]
+fn config_file_without_no_api() {
+    assert!(refused(["--config-file", "/vm.json"], BAD_ARGUMENTS, "").contains("--no-api"));
+}

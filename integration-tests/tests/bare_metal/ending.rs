@@ -1,0 +1,74 @@
+//! How a guest ends and what the process makes of it. The exit codes are those of `vmm --help`.
+
+use std::time::{Duration, Instant};
+
+use crate::process::{Vmm, finish, finish_run, images, run};
+
+/// Long before the test's own time limit; a stop should take milliseconds.
+const SOON: Duration = Duration::from_secs(10);
+
+#[test]
+fn power_off_through_acpi_is_success() {
+    let ended = finish_run("hello", &[], 0);
+    assert!(ended.output.contains("hello by the "), "{ended:?}");
+    assert_eq!(ended.errors, "");
+}
+
+#[test]
+fn reset_through_the_keyboard_controller_is_success() {
+    let ended = finish_run("reset-i8042", &[], 0);
+    assert_eq!(ended.errors, "");
+}
+
+#[test]
+fn reset_through_acpi_is_success() {
+    let ended = finish_run("reset-acpi", &[], 0);
+    assert_eq!(ended.errors, "");
+}
+
+#[test]
+fn reset_by_the_first_instruction_is_success() {
+    let mut command = crate::process::command(&["run", "--kernel"]);
+    finish(command.arg(&images().exit), 0);
+}
+
+#[test]
+fn triple_fault_has_its_own_code_and_is_reported() {
+    let ended = finish_run("triple-fault", &[], 160);
+    assert!(ended.errors.contains("triple"), "{ended:?}");
+}
+
+#[test]
+fn sigterm_ends_a_guest_that_spins() {
+    ends_by_signal(&mut run("spin", &[]), "spinning", libc::SIGTERM, 143);
+}
+
+#[test]
+fn sigint_ends_a_guest_that_spins() {
+    ends_by_signal(&mut run("spin", &[]), "spinning", libc::SIGINT, 130);
+}
+
+#[test]
+fn sigterm_ends_all_of_many_processors() {
+    ends_by_signal(&mut run("spin", &["--cpus", "16"]), "spinning", libc::SIGTERM, 143);
+}
+
+#[test]
+fn sigterm_ends_a_guest_that_halts() {
+    let mut command = crate::process::command(&["run", "--kernel"]);
+    ends_by_signal(command.arg(&images().mark), "!", libc::SIGTERM, 143);
+}
+
+#[test]
+fn sigterm_ends_a_guest_that_waits_for_input() {
+    ends_by_signal(&mut run("echo", &[]), "ready", libc::SIGTERM, 143);
+}
+
+fn ends_by_signal(command: &mut std::process::Command, ready: &str, signal: libc::c_int, code: i32) {
+    let mut vmm = Vmm::start(command);
+    vmm.wait_for(ready);
+    let start = Instant::now();
+    vmm.signal(signal);
+    vmm.end(code);
+    assert!(start.elapsed() < SOON, "the end took {:?}", start.elapsed());
+}

@@ -1,0 +1,144 @@
+//! A `vmm` process under test with the bare-metal guest.
+
+use std::ffi::OsStr;
+use std::io::Read;
+use std::path::PathBuf;
+use std::process::{ChildStdout, Command, Stdio};
+use std::sync::OnceLock;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use kindling_integration_tests::bare_metal::Images;
+use kindling_integration_tests::harness::{Console, Process, vmm_path};
+use kindling_integration_tests::progress::Progress;
+use kindling_integration_tests::workspace::VMM;
+
+/// Far beyond what anything here takes on a busy machine whose KVM is slow.
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// The guest's images.
+pub fn images() -> &'static Images {
+    static IMAGES: OnceLock<Images> = OnceLock::new();
+    IMAGES.get_or_init(|| Images::build(&Progress::new()).unwrap())
+}
+
+/// A `vmm` that is not started yet, with its three standard streams as pipes.
+pub fn command(arguments: &[impl AsRef<OsStr>]) -> Command {
+    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
+    let program = PROGRAM.get_or_init(|| vmm_path().or_else(|_| VMM.build(&Progress::new())).unwrap());
+    let mut command = Command::new(program);
+    command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+/// `vmm run` with the guest doing `scenario`, given as the words of the command line after `scenario=`.
+pub fn run(scenario: &str, options: &[&str]) -> Command {
+    let mut command = command(&["run", "--kernel"]);
+    command.arg(&images().guest).args(["--cmdline", &format!("scenario={scenario}")]).args(options);
+    command
+}
+
+/// A started `vmm`.
+pub struct Vmm {
+    process: Process,
+    console: Console,
+    errors: JoinHandle<String>,
+}
+
+/// What is left of a `vmm` that ended.
+#[derive(Debug)]
+pub struct Ended {
+    /// All of standard output, without carriage returns.
+    pub output: String,
+    /// All of standard error.
+    pub errors: String,
+}
+
+impl Vmm {
+    /// Starts `command`.
+    pub fn start(command: &mut Command) -> Self {
+        Self::start_with(command, |stdout| stdout)
+    }
+
+    /// Starts `command` with what `reader` makes of its standard output as its console.
+    pub fn start_with<R: Read + Send + 'static>(
+        command: &mut Command,
+        reader: impl FnOnce(Option<ChildStdout>) -> Option<R>,
+    ) -> Self {
+        let mut child = command.spawn().unwrap();
+        let mut stderr = child.stderr.take().unwrap();
+        let errors = std::thread::spawn(move || {
+            let mut errors = String::new();
+            stderr.read_to_string(&mut errors).unwrap();
+            errors
+        });
+        let stdin = child.stdin.take().map(|stdin| Box::new(stdin) as _);
+        let console = match reader(child.stdout.take()) {
+            Some(stdout) => Console::new(stdout, stdin),
+            None => Console::new(std::io::empty(), stdin),
+        };
+        Self { process: Process::new(child, "vmm"), console, errors }
+    }
+
+    /// Waits until the guest has printed `text`.
+    pub fn wait_for(&mut self, text: &str) {
+        if let Err(error) = self.console.wait_for(text, LIMIT) {
+            panic!("{error}; the output: {}", self.console.text());
+        }
+    }
+
+    /// Types `text` at the guest's console.
+    pub fn write(&mut self, text: &str) {
+        self.console.send(text.as_bytes()).unwrap();
+    }
+
+    /// Closes the guest's console for input.
+    pub fn close_input(&mut self) {
+        self.console.close_input();
+    }
+
+    /// Sends a signal to the process.
+    pub fn signal(&mut self, signal: libc::c_int) {
+        self.process.signal(signal).unwrap();
+    }
+
+    /// The names of the process's threads.
+    pub fn threads(&self) -> Vec<String> {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.process.id())).unwrap();
+        let name = |task: std::fs::DirEntry| std::fs::read_to_string(task.path().join("comm")).unwrap();
+        tasks.map(|task| name(task.unwrap()).trim_end().to_owned()).collect()
+    }
+
+    /// The processor time that the process's first thread has used, which serves console and signals.
+    pub fn first_thread_time(&self) -> Duration {
+        let text =
+            std::fs::read_to_string(format!("/proc/{0}/task/{0}/schedstat", self.process.id())).unwrap();
+        Duration::from_nanos(text.split(' ').next().unwrap().parse().unwrap())
+    }
+
+    /// Waits for the end and asserts the exit code.
+    #[track_caller]
+    pub fn end(mut self, code: i32) -> Ended {
+        match self.process.wait(LIMIT) {
+            Ok(status) => {
+                self.console.wait_end(LIMIT).unwrap();
+                let ended = Ended { output: self.console.text(), errors: self.errors.join().unwrap() };
+                assert_eq!(status.code(), Some(code), "{status}, {ended:#?}");
+                ended
+            }
+            Err(error) => panic!("{error}; the output: {}", self.console.text()),
+        }
+    }
+}
+
+/// Starts `command`, waits for its end and asserts the exit code.
+#[track_caller]
+pub fn finish(command: &mut Command, code: i32) -> Ended {
+    Vmm::start(command).end(code)
+}
+
+/// Starts `vmm run` and waits for the end as [`finish`] does.
+#[track_caller]
+pub fn finish_run(scenario: &str, options: &[&str], code: i32) -> Ended {
+    finish(&mut run(scenario, options), code)
+}

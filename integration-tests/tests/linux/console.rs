@@ -1,0 +1,97 @@
+//! The serial console of a Linux guest: bytes both ways, whole, and a terminal that is as it was afterwards.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use kindling_integration_tests::harness::{Guest, Stdio};
+use sha2::{Digest, Sha256};
+
+use super::{END_LIMIT, output, ready};
+
+/// One byte at a time through an emulated UART in an emulated machine takes its time.
+const TRANSFER_LIMIT: Duration = Duration::from_secs(600);
+
+fn sha256(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+#[test]
+fn one_mib_of_output_arrives_whole() {
+    let mut guest = ready(Guest::builder());
+    // 786,432 random bytes are 1 MiB of base64, line feeds aside.
+    output(&mut guest, "head -c 786432 /dev/urandom | base64 > /tmp/text");
+    let sum = output(&mut guest, "sha256sum < /tmp/text");
+    let text = guest.run_within("cat /tmp/text", TRANSFER_LIMIT).unwrap().stdout;
+    assert!(text.len() >= 1 << 20, "{} bytes", text.len());
+    assert_eq!(sum.split(' ').next().unwrap(), sha256(text.as_bytes()));
+}
+
+#[test]
+fn input_reaches_the_guest_whole_though_it_comes_faster_than_the_guest_reads() {
+    let mut guest = ready(Guest::builder());
+    let text: String = (0..2048).fold(String::new(), |mut text, line| {
+        let _ = writeln!(text, "{line:07}");
+        text
+    });
+    guest.begin(&format!("head -c {} | sha256sum", text.len()), END_LIMIT).unwrap();
+    guest.send(text.as_bytes()).unwrap();
+    let output = guest.finish(TRANSFER_LIMIT).unwrap();
+    assert_eq!(output.stdout.split(' ').next().unwrap(), sha256(text.as_bytes()));
+}
+
+#[test]
+fn guest_goes_on_when_its_input_is_closed() {
+    let mut guest = ready(Guest::builder());
+    guest.begin("sleep 1; poweroff", END_LIMIT).unwrap();
+    guest.close_input();
+    assert_eq!(guest.wait_exit(END_LIMIT).unwrap().code(), Some(0));
+}
+
+/// Echo and line editing: what a shell's terminal has, and one in raw mode has not.
+fn modes(guest: &Guest) -> (bool, bool) {
+    let settings = guest.terminal().unwrap();
+    (settings.echoes(), settings.edits_lines())
+}
+
+/// A guest on a terminal, which it has to itself.
+fn guest_at_a_terminal() -> Guest {
+    let guest = ready(Guest::builder().stdio(Stdio::Pty));
+    assert_eq!(modes(&guest), (false, false), "the terminal is raw while the guest runs");
+    guest
+}
+
+#[test]
+fn terminal_is_restored_after_poweroff() {
+    let mut guest = guest_at_a_terminal();
+    guest.begin("poweroff", END_LIMIT).unwrap();
+    assert_eq!(guest.wait_exit(END_LIMIT).unwrap().code(), Some(0));
+    assert_eq!(modes(&guest), (true, true));
+}
+
+#[test]
+fn terminal_is_restored_after_sigterm() {
+    let mut guest = guest_at_a_terminal();
+    guest.signal(libc::SIGTERM).unwrap();
+    assert_eq!(guest.wait_exit(END_LIMIT).unwrap().code(), Some(143));
+    assert_eq!(modes(&guest), (true, true));
+}
+
+#[test]
+fn terminal_is_restored_after_a_crash_of_the_monitor() {
+    let mut guest = guest_at_a_terminal();
+    guest.signal(libc::SIGSEGV).unwrap();
+    let status = guest.wait_exit(END_LIMIT).unwrap();
+    assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(libc::SIGSEGV));
+    assert_eq!(modes(&guest), (true, true));
+}
+
+#[test]
+fn escape_key_ends_the_guest_and_restores_the_terminal() {
+    let mut guest = guest_at_a_terminal();
+    guest.send(b"\x01x").unwrap();
+    assert_eq!(guest.wait_exit(END_LIMIT).unwrap().code(), Some(0));
+    assert_eq!(modes(&guest), (true, true));
+}

@@ -1,0 +1,33 @@
+//! Stock Linux guests in the real `vmm`, on a KVM that runs guest kernels: this machine's, or the nested host's.
+//!
+//! `cargo verify` runs this binary through `host-runner`, which finds out which of the two it is.
+#![allow(clippy::panic, clippy::unwrap_used, reason = "the tests' helpers fail as the tests do")]
+
+mod boot;
+mod console;
+mod ending;
+mod machine;
+
+use std::time::Duration;
+
+use kindling_integration_tests::harness::{Builder, Guest};
+
+/// From process start to a guest that takes commands. A nested guest on a loaded machine takes a tenth of it.
+const BOOT_LIMIT: Duration = Duration::from_secs(90);
+
+/// From the request to end until the process has ended.
+const END_LIMIT: Duration = Duration::from_secs(30);
+
+/// A guest that takes commands.
+fn ready(builder: Builder) -> Guest {
+    let mut guest = builder.start().unwrap();
+    guest.wait_ready(BOOT_LIMIT).unwrap();
+    guest
+}
+
+/// What a command in the guest prints, without the last line feed; it must succeed.
+fn output(guest: &mut Guest, command: &str) -> String {
+    let output = guest.run(command).unwrap();
+    assert_eq!(output.code, 0, "{command}: {output:?}");
+    output.stdout.trim_end().to_owned()
+}
