@@ -11,7 +11,7 @@ const AFTER_HELP: &str = "\
 Exit codes:
     0    the guest powered off or asked for a reset
     1    the host failed (a system call, a file, memory)
-  130    ended by SIGINT; 143 by SIGTERM (128 + signal number)
+  143    ended by SIGTERM; 130, 129, 131 by SIGINT, SIGHUP, SIGQUIT
   152    bad configuration
   153    bad command line
   160    the guest triple-faulted

@@ -1,15 +1,16 @@
 //! The serial port's other end: which back end the configuration asks for, and its place in the event loop.
 
+use std::io::{self, Write};
 use std::sync::Arc;
 use std::time::Duration;
 
-use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
+use event_manager::{EventOps, Events, MutEventSubscriber};
 use kindling_api::{SerialConfig, SerialMode};
 use kindling_serial::terminal::{RawMode, restore_on_fatal_signals};
 use kindling_serial::{Backend, Console, ConsoleEvent};
 
 use crate::devices::{IrqTrigger, KeyboardDevice};
-use crate::error::Error;
+use crate::error::{Error, one_line};
 use crate::outcome::{Outcome, OutcomeSlot};
 
 /// How long the guest's last words wait for a reader that takes nothing.
@@ -26,7 +27,7 @@ pub fn backend(config: &SerialConfig) -> Result<Backend, Error> {
     };
     if let Some(path) = backend.pty_path() {
         // Whoever asked for a pseudo-terminal has no other way to learn which one it is.
-        eprintln!("vmm: the serial port is at {}", path.display());
+        let _ = writeln!(io::stderr(), "vmm: the serial port is at {}", path.display());
     }
     Ok(backend)
 }
@@ -43,8 +44,9 @@ pub fn enter_raw_mode(console: &Console<IrqTrigger>) -> Result<Option<RawMode>, 
 /// Pushes out what the guest has sent, for a bounded time; the guest must have stopped.
 pub fn finish(mut console: Console<IrqTrigger>) {
     let left = console.drain(DRAIN_PATIENCE);
-    if left > 0 {
-        log::warn!("the last {left} bytes of console output found no reader");
+    let lost = console.lost_output().saturating_add(left as u64);
+    if lost > 0 {
+        log::warn!("{lost} bytes of console output found no reader");
     }
 }
 
@@ -65,18 +67,16 @@ impl MutEventSubscriber for ConsoleSource<'_> {
             Ok(Some(ConsoleEvent::Quit)) => self.outcome.report(Outcome::PowerOff),
             Ok(Some(ConsoleEvent::CtrlAltDel)) => {
                 if let Err(error) = self.keyboard.press_ctrl_alt_del() {
-                    log::warn!("Ctrl+Alt+Del: {error}");
+                    log::warn!("Ctrl+Alt+Del: {}", one_line(&error));
                 }
             }
             Err(error) => {
                 // The guest runs on without a console rather than the loop spinning on a broken one.
-                log::error!("the console stops: {}", crate::error::one_line(&error));
+                log::error!("the console stops: {}", one_line(&error));
                 let _ = ops.remove(Events::empty(self.console));
             }
         }
     }
 
-    fn init(&mut self, ops: &mut EventOps<'_>) {
-        crate::event_loop::register(ops, Events::new(self.console, EventSet::IN), "the console");
-    }
+    fn init(&mut self, _: &mut EventOps<'_>) {}
 }

@@ -12,7 +12,7 @@ use kindling_serial::{Backend, Console, SerialPort};
 use vm_superio::Trigger;
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::error::Error;
+use crate::error::{Error, one_line};
 use crate::outcome::{Outcome, OutcomeSlot};
 
 /// First port of the 16550A that Linux calls ttyS0.
@@ -52,7 +52,7 @@ impl Trigger for IrqTrigger {
     }
 }
 
-/// A lock that outlives a panic: the process aborts on one, so the state behind it cannot be half changed.
+/// A lock that outlives a panic: nothing here leaves the state behind it half changed.
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
@@ -172,7 +172,7 @@ impl ByteRegisters for Arc<KeyboardDevice> {
         match event {
             Ok(None) => {}
             Ok(Some(kindling_i8042::Event::Reset)) => self.outcome.report(Outcome::Reset),
-            Err(error) => log::warn!("keyboard controller: {error}"),
+            Err(error) => log::warn!("keyboard controller: {}", one_line(&error)),
         }
     }
 }

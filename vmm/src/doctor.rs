@@ -69,7 +69,7 @@ pub fn main(json: bool) -> ExitCode {
     match run(&mut io::stdout().lock(), format) {
         Ok(verdict) => verdict.exit_code(),
         Err(error) => {
-            eprintln!("vmm: cannot write the result: {error}");
+            let _ = writeln!(io::stderr(), "vmm: cannot write the result: {error}");
             ExitCode::FAILURE
         }
     }

@@ -22,10 +22,10 @@ pub enum Error {
         cause: Cause,
     },
     /// The config file as a whole could not be read.
-    #[error("{0}")]
-    ConfigFile(#[source] kindling_api::ConfigError),
+    #[error(transparent)]
+    ConfigFile(kindling_api::ConfigError),
     /// KVM is missing, not permitted, or lacks what the monitor needs.
-    #[error("{doing}")]
+    #[error("cannot {doing}")]
     Kvm {
         /// What was being done.
         doing: &'static str,
@@ -34,7 +34,7 @@ pub enum Error {
         cause: Cause,
     },
     /// The host refused something that the configuration is not to blame for.
-    #[error("{doing}")]
+    #[error("cannot {doing}")]
     Host {
         /// What was being done.
         doing: &'static str,

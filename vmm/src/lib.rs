@@ -36,24 +36,32 @@ use crate::vcpu::{Shared, Vcpu};
 
 /// Runs the guest that `config` asks for until it ends.
 ///
-/// Blocks the signals that end the process (SIGTERM, SIGINT, SIGHUP, SIGQUIT) in the calling thread and serves them
-/// itself. When this returns, every thread has ended, the terminal is as it was, and sockets made for the guest are
-/// removed.
+/// Serves the signals that end the process (SIGTERM, SIGINT, SIGHUP, SIGQUIT) itself for as long as it runs, and ignores
+/// SIGXFSZ from then on. When this returns, every thread has ended, the terminal is as it was, and sockets made for the
+/// guest are removed.
 ///
 /// # Errors
 ///
 /// When the guest could not be started, or the host failed to go on.
 pub fn run(config: &VmConfig) -> Result<Outcome, Error> {
+    signals::ignore_file_size_signal();
     signals::install_kick_handler().map_err(Error::host("set up the signal that stops vCPUs"))?;
-    let signals =
+    // Dropped last, when the terminal is as it was: a second signal may then end the process the short way.
+    let mut signals =
         EndingSignals::take_over().map_err(Error::host("take over the signals that end the process"))?;
-    let Machine { vcpus, shared, mut console, keyboard, keep: _keep } = Machine::build(config)?;
+    // Dropped from the right: the virtual machine after its vCPUs, and before the eventfds of its interrupt lines, which
+    // KVM takes long to part with otherwise.
+    let Machine { shared, mut console, keyboard, keep: _keep, vcpus } = Machine::build(config)?;
     let _raw_mode = console::enter_raw_mode(&console)?;
 
     let mut threads = Vec::new();
     let result = start_vcpus(vcpus, &shared, &mut threads).and_then(|()| {
         let outcome = Arc::clone(&shared.outcome);
-        event_loop::run(&shared.outcome, signals, ConsoleSource { console: &mut console, keyboard, outcome })
+        event_loop::run(
+            &shared.outcome,
+            &mut signals,
+            ConsoleSource { console: &mut console, keyboard, outcome },
+        )
     });
     // Tells the vCPUs not to enter the guest again, however the loop ended.
     shared.outcome.report(Outcome::PowerOff);

@@ -2,19 +2,27 @@
 //! start. Lines about the guest's behaviour are rare by design; the guest's console is not a log.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, IsTerminal};
+use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
-use std::sync::Mutex;
+use std::sync::{Mutex, OnceLock};
 use std::time::Instant;
 
 use kindling_api::{LogLevel, LoggerConfig};
+use kindling_serial::Backend;
 use kindling_serial::terminal::is_raw;
 use log::{LevelFilter, Log, Metadata, Record};
 
+use crate::devices::lock;
+
 struct Sink {
+    /// Opened by the first line; nothing is lost by it, and nothing is paid for a log that stays empty.
+    output: OnceLock<Option<Mutex<Backend>>>,
     /// None: standard error.
-    file: Option<Mutex<File>>,
+    file: Option<File>,
+    /// Standard error is a terminal.
+    terminal: bool,
     started: Instant,
     module: Option<String>,
     show_level: bool,
@@ -26,10 +34,12 @@ struct Sink {
 /// A log file is appended to, a FIFO is opened without waiting for its reader.
 pub fn install(config: &LoggerConfig) -> io::Result<()> {
     let file = match &config.log_path {
-        Some(path) => Some(Mutex::new(open(path)?)),
+        Some(path) => Some(open(path)?),
         None => None,
     };
     let sink = Sink {
+        output: OnceLock::new(),
+        terminal: file.is_none() && io::stderr().is_terminal(),
         file,
         started: Instant::now(),
         module: config.module.clone(),
@@ -63,6 +73,23 @@ fn open(path: &Path) -> io::Result<File> {
         .open(path)
 }
 
+impl Sink {
+    /// Writes what can be written without waiting: a guest, and the end of one, must not wait for the reader of a log.
+    fn write(&self, line: &[u8]) {
+        let output = self.output.get_or_init(|| {
+            let backend = match &self.file {
+                Some(file) => Backend::output(file.as_fd()),
+                None => Backend::output(io::stderr().as_fd()),
+            };
+            backend.ok().map(Mutex::new)
+        });
+        if let Some(output) = output {
+            // A full or vanished destination loses the line.
+            let _ = lock(output).write(line);
+        }
+    }
+}
+
 impl Log for Sink {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
         self.module.as_ref().is_none_or(|module| metadata.target().starts_with(module.as_str()))
@@ -80,15 +107,9 @@ impl Log for Sink {
             line.push_str(&format!(" {}:{}", record.file().unwrap_or("?"), record.line().unwrap_or(0)));
         }
         // A terminal in raw mode does not return the carriage by itself.
-        let end = if self.file.is_none() && is_raw() { "\r\n" } else { "\n" };
+        let end = if self.terminal && is_raw() { "\r\n" } else { "\n" };
         line.push_str(&format!(": {}{end}", record.args()));
-        // A full or vanished destination loses the line: the guest must not wait for a log.
-        let _ = match &self.file {
-            None => io::stderr().write_all(line.as_bytes()),
-            Some(file) => {
-                file.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).write_all(line.as_bytes())
-            }
-        };
+        self.write(line.as_bytes());
     }
 
     fn flush(&self) {}

@@ -78,7 +78,7 @@ impl Machine {
         check_vcpu_count(&kvm, &config.machine_config)?;
         let supported = kvm
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
-            .map_err(|cause| Error::kvm("cannot ask KVM which CPUID it supports", cause))?;
+            .map_err(|cause| Error::kvm("ask KVM which CPUID it supports", cause))?;
         let layout = layout(&config.machine_config, phys_bits(&supported))?;
         let memory = memory(&config.machine_config, &layout)?;
 
@@ -142,18 +142,17 @@ fn open_image(field: &'static str, path: &Path) -> Result<File, Error> {
 }
 
 fn open_kvm() -> Result<Kvm, Error> {
-    let kvm =
-        Kvm::new().map_err(|cause| Error::kvm("cannot open /dev/kvm (`vmm doctor` says more)", cause))?;
+    let kvm = Kvm::new().map_err(|cause| Error::kvm("open /dev/kvm (`vmm doctor` says more)", cause))?;
     let version = kvm.get_api_version();
     if u32::try_from(version) != Ok(KVM_API_VERSION) {
         return Err(Error::kvm(
-            "cannot use /dev/kvm",
+            "use /dev/kvm",
             format!("its API version is {version}, and {KVM_API_VERSION} is needed"),
         ));
     }
     if !kvm.check_extension(Cap::TscDeadlineTimer) {
         return Err(Error::kvm(
-            "cannot use /dev/kvm",
+            "use /dev/kvm",
             "it offers no TSC deadline timer, the guest's only clock event",
         ));
     }
@@ -203,7 +202,7 @@ fn create_vm(kvm: &Kvm) -> Result<VmFd, Error> {
         match kvm.create_vm() {
             // The kernel gives up waiting for a lock when a signal arrives, whatever the signal.
             Err(error) if error.errno() == libc::EINTR => {}
-            result => break result.map_err(|cause| Error::kvm("cannot create a virtual machine", cause))?,
+            result => break result.map_err(Error::host("create a virtual machine"))?,
         }
     };
     // Needed by Intel processors for guest code in real mode, which is where application processors start.

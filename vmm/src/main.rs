@@ -9,6 +9,12 @@ use kindling_vmm::outcome::EXIT_BAD_ARGUMENTS;
 use kindling_vmm::{doctor, start};
 
 fn main() -> ExitCode {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: the call changes a setting of the allocator, before there is a second thread. One arena for all threads:
+    // they allocate too little to be worth one each, with its mappings.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+    }
     let cli = match cli::parse(std::env::args_os()) {
         Ok(cli) => cli,
         Err(ParseEnd::Print(text)) => {
@@ -35,13 +41,18 @@ fn main() -> ExitCode {
     match result {
         Ok(outcome) => ExitCode::from(&outcome),
         Err(error) => {
-            eprintln!("vmm: {}", one_line(&error));
+            complain(&one_line(&error));
             error.exit_code()
         }
     }
 }
 
 fn bad_arguments(line: &str) -> ExitCode {
-    eprintln!("vmm: {line}");
+    complain(line);
     ExitCode::from(EXIT_BAD_ARGUMENTS)
+}
+
+fn complain(line: &str) {
+    // Nobody may be reading; the exit code says the rest.
+    let _ = writeln!(io::stderr(), "vmm: {line}");
 }

@@ -84,7 +84,7 @@ fn logger(config: LoggerConfig, options: &LogOptions) -> Result<LoggerConfig, Er
     let level = match &options.level {
         None => config.level,
         Some(level) => {
-            Some(level.parse::<LogLevel>().map_err(|cause| Error::configuration("logger.level", cause))?)
+            Some(level.parse::<LogLevel>().map_err(|cause| Error::configuration("--level", cause))?)
         }
     };
     Ok(LoggerConfig {

@@ -11,8 +11,7 @@ use std::thread::JoinHandle;
 
 use kindling_device_bus::Bus;
 use kvm_bindings::{
-    KVM_EXIT_IO_IN, KVM_INTERNAL_ERROR_EMULATION, KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET,
-    KVM_SYSTEM_EVENT_SHUTDOWN,
+    KVM_INTERNAL_ERROR_EMULATION, KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN,
 };
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vmm_sys_util::signal::Killable;
@@ -22,9 +21,6 @@ use crate::signals::kick_signal;
 
 /// Room for the exits' handlers; nothing recurses there and nothing large lives on the stack.
 const STACK_BYTES: usize = 256 << 10;
-
-/// The widest port access (`IN EAX` / `OUT EAX`), bytes.
-const MAX_PORT_ACCESS: usize = 4;
 
 /// What every vCPU thread shares with the rest of the monitor.
 #[derive(Clone)]
@@ -66,18 +62,13 @@ impl Vcpu {
 
     /// Waits for the thread's end.
     pub fn join(self) {
-        // A panic aborts the process, so there is no other way for the thread to end than returning.
+        // In a release build a panic aborts the process, so the only way for the thread to end is returning.
         let _ = self.thread.join();
     }
 }
 
 /// `kvm_run.immediate_exit` of a vCPU, reachable from outside of its thread.
 struct ImmediateExit(NonNull<AtomicU8>);
-
-// SAFETY: the byte is only accessed atomically on this side, and KVM reads it once per `KVM_RUN`.
-unsafe impl Send for ImmediateExit {}
-// SAFETY: as above.
-unsafe impl Sync for ImmediateExit {}
 
 impl ImmediateExit {
     fn of(fd: &mut VcpuFd) -> Self {
@@ -87,7 +78,8 @@ impl ImmediateExit {
 
     fn set(&self) {
         // SAFETY: the pointer leads into the `kvm_run` mapping of a `VcpuFd` that its thread owns while it runs and
-        // keeps as its result until it is joined, and joining consumes the `Vcpu` that holds this value.
+        // keeps as its result until it is joined, and joining consumes the `Vcpu` that holds this value. Nothing in
+        // that thread touches this byte; KVM reads it when it enters the guest.
         unsafe { self.0.as_ref() }.store(1, Ordering::SeqCst);
     }
 }
@@ -102,7 +94,7 @@ struct Runner<'a> {
 /// An exit that cannot be finished while the exit still borrows the vCPU.
 enum Rest {
     Nothing,
-    Ports,
+    Ports { port: u16, data: NonNull<[u8]>, input: bool },
     End(Outcome),
     InternalError,
 }
@@ -111,8 +103,12 @@ impl Runner<'_> {
     fn run(mut self) {
         while !self.shared.outcome.is_set() {
             if let Some(outcome) = self.enter() {
-                log::debug!("vCPU {}: {outcome}", self.index);
-                self.shared.outcome.report(outcome);
+                // Before it is logged: whatever becomes of the log, the guest has ended.
+                self.shared.outcome.report(outcome.clone());
+                if matches!(outcome, Outcome::TripleFault { .. } | Outcome::KvmInternalError { .. }) {
+                    log::error!("{outcome}");
+                    self.log_registers();
+                }
             }
         }
     }
@@ -120,17 +116,15 @@ impl Runner<'_> {
     /// Enters the guest once and serves its exit; tells how the guest ended if it did.
     fn enter(&mut self) -> Option<Outcome> {
         let rest = match self.fd.run() {
-            Ok(VcpuExit::IoIn(..) | VcpuExit::IoOut(..)) => Rest::Ports,
+            Ok(VcpuExit::IoIn(port, data)) => Rest::Ports { port, data: data.into(), input: true },
+            // KVM shares the data of both directions; it is only read here.
+            Ok(VcpuExit::IoOut(port, data)) => Rest::Ports { port, data: data.into(), input: false },
             Ok(VcpuExit::MmioRead(address, data)) => {
-                if !self.shared.mmio.read(address, data) {
-                    log::debug!("guest read of {} bytes at {address:#x}: no device", data.len());
-                }
+                self.shared.mmio.read(address, data);
                 Rest::Nothing
             }
             Ok(VcpuExit::MmioWrite(address, data)) => {
-                if !self.shared.mmio.write(address, data) {
-                    log::debug!("guest write of {} bytes at {address:#x}: no device", data.len());
-                }
+                self.shared.mmio.write(address, data);
                 Rest::Nothing
             }
             Ok(VcpuExit::Shutdown) => Rest::End(Outcome::TripleFault { vcpu: self.index }),
@@ -151,10 +145,10 @@ impl Runner<'_> {
             Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => Rest::Nothing,
             Err(error) => Rest::End(self.broken(&format!("KVM_RUN: {error}"))),
         };
-        let outcome = match rest {
+        match rest {
             Rest::Nothing => None,
-            Rest::Ports => {
-                self.ports();
+            Rest::Ports { port, data, input } => {
+                self.ports(port.into(), data, input);
                 None
             }
             Rest::End(outcome) => Some(outcome),
@@ -162,12 +156,7 @@ impl Runner<'_> {
                 let detail = self.internal_error();
                 Some(self.broken(&detail))
             }
-        }?;
-        if matches!(outcome, Outcome::TripleFault { .. } | Outcome::KvmInternalError { .. }) {
-            log::error!("{outcome}");
-            self.log_registers();
         }
-        Some(outcome)
     }
 
     fn broken(&self, detail: &str) -> Outcome {
@@ -175,27 +164,20 @@ impl Runner<'_> {
     }
 
     /// Serves a port access. One exit of a string instruction (`REP OUTSB`) carries many accesses to one port.
-    fn ports(&mut self) {
-        let run = self.fd.get_kvm_run();
+    fn ports(&mut self, port: u64, data: NonNull<[u8]>, input: bool) {
         // SAFETY: KVM_EXIT_IO was the reason of the last exit, so `io` is the member that KVM filled in.
-        let io = unsafe { run.__bindgen_anon_1.io };
-        let size = usize::from(io.size);
-        let Some(length) = size.checked_mul(io.count as usize) else { return };
-        if size == 0 || size > MAX_PORT_ACCESS {
+        let size = usize::from(unsafe { self.fd.get_kvm_run().__bindgen_anon_1.io }.size);
+        if size == 0 {
             return;
         }
-        // SAFETY: `kvm_run` is the start of the shared mapping, in which KVM placed `count` accesses of `size` bytes
-        // at `data_offset`; nothing else refers to that part while the vCPU is outside of the guest.
-        let data = unsafe {
-            let start = std::ptr::from_mut(run).cast::<u8>().add(io.data_offset as usize);
-            std::slice::from_raw_parts_mut(start, length)
-        };
-        let input = u32::from(io.direction) == KVM_EXIT_IO_IN;
+        // SAFETY: the data of the last exit lies in the mapping that KVM shares with us, behind `kvm_run`, which is what
+        // the vCPU's descriptor keeps mapped; nothing else refers to it until the guest is entered again.
+        let data = unsafe { &mut *data.as_ptr() };
         for access in data.chunks_exact_mut(size) {
             if input {
-                self.shared.ports.read(u64::from(io.port), access);
+                self.shared.ports.read(port, access);
             } else {
-                self.shared.ports.write(u64::from(io.port), access);
+                self.shared.ports.write(port, access);
             }
         }
     }

@@ -66,13 +66,23 @@ impl Backend {
         Ok(Backend { interactive, ..Self::new(input, Some(take(output, Direction::Output)?)) })
     }
 
-    /// A file for the output, created if missing, appended to otherwise; there is no input. Also takes a FIFO that
+    /// A descriptor for the output alone, treated like those of [`streams`](Self::streams): nothing that is written to
+    /// it makes the caller wait.
+    pub fn output(output: BorrowedFd) -> Result<Self, Error> {
+        let fd = output.as_raw_fd();
+        let output =
+            Channel::shared(output, Direction::Output).map_err(|source| Error::Stream { fd, source })?;
+        Ok(Self::new(None, Some(output)))
+    }
+
+    /// A file for the output, created (for its owner alone) if missing, appended to otherwise; there is no input. Also takes a FIFO that
     /// somebody reads, or a device; refuses directories.
     pub fn file(path: impl AsRef<Path>) -> Result<Self, Error> {
         let path = path.as_ref();
         let output = OpenOptions::new()
             .append(true)
             .create(true)
+            .mode(0o600)
             .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
             .open(path)
             .and_then(Channel::own)

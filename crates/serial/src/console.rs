@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use log::{debug, warn};
 use vm_superio::Trigger;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use vmm_sys_util::timerfd::TimerFd;
 
 use crate::escape::Escape;
@@ -18,8 +18,9 @@ use crate::{Backend, Error, OUTPUT_CAPACITY, ReadOutcome, SerialPort, WriteOutco
 /// Bytes moved per system call.
 const CHUNK: usize = 8 * 1024;
 
-/// Keystrokes that are read before the guest takes them, for there may be an escape among them.
-const TYPE_AHEAD: usize = 4096;
+/// Keystrokes that are kept for a guest that does not take them. More are read, for there may be an escape among them,
+/// but dropped.
+const TYPE_AHEAD: usize = 64 << 10;
 
 /// How long output collects after some was taken before the next is: longer than a guest takes from one byte to the
 /// next, shorter than anybody at a terminal notices.
@@ -64,6 +65,8 @@ pub struct Console<T: Trigger> {
     output_blocked: bool,
     /// Accepting failed; not tried again before something else happens.
     listener_paused: bool,
+    /// Accepting failed the last time, and that was logged.
+    listener_failing: bool,
     /// The last write failed, and that was logged.
     output_failing: bool,
     buffer: Box<[u8]>,
@@ -73,7 +76,7 @@ impl<T: Trigger> Console<T> {
     /// Joins `port`, which is shared with the vCPUs, to `backend`.
     pub fn new(port: Arc<Mutex<SerialPort<T>>>, backend: Backend) -> Result<Self, Error> {
         let epoll = Epoll::new().map_err(Error::Watch)?;
-        let kick = EventFd::new(EFD_NONBLOCK).map_err(Error::Watch)?;
+        let kick = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(Error::Watch)?;
         Watch::new(KICK).set(&epoll, Some((kick.as_raw_fd(), EventSet::IN))).map_err(Error::Watch)?;
         let batch = TimerFd::new().map_err(|error| Error::Watch(error.into()))?;
         Watch::new(BATCH).set(&epoll, Some((batch.as_raw_fd(), EventSet::IN))).map_err(Error::Watch)?;
@@ -91,6 +94,7 @@ impl<T: Trigger> Console<T> {
             input_ready: false,
             output_blocked: false,
             listener_paused: false,
+            listener_failing: false,
             output_failing: false,
             buffer: vec![0; CHUNK].into_boxed_slice(),
         };
@@ -105,6 +109,11 @@ impl<T: Trigger> Console<T> {
     /// An eventfd for vCPU threads to write to when the port asks for a wake-up.
     pub fn kick(&self) -> Result<EventFd, Error> {
         self.kick.try_clone().map_err(Error::Watch)
+    }
+
+    /// Bytes of output that nobody got.
+    pub fn lost_output(&self) -> u64 {
+        self.port().lost_output()
     }
 
     /// Where the bytes come from and go to.
@@ -133,7 +142,7 @@ impl<T: Trigger> Console<T> {
     }
 
     /// Pushes out what the guest has sent and returns how many bytes are left: none, unless the reader has taken nothing
-    /// for `patience`, or not all within ten times that. For the end: the guest must have stopped.
+    /// for `patience`, or not all within five times that. For the end: the guest must have stopped.
     pub fn drain(&mut self, patience: Duration) -> usize {
         let start = Instant::now();
         let (mut progress, mut left) = (start, self.port().output_len());
@@ -144,7 +153,7 @@ impl<T: Trigger> Console<T> {
             if left < before {
                 progress = Instant::now();
             }
-            let overall = patience.saturating_mul(10).saturating_sub(start.elapsed());
+            let overall = patience.saturating_mul(5).saturating_sub(start.elapsed());
             let remaining = patience.saturating_sub(progress.elapsed()).min(overall);
             if left == 0 || remaining.is_zero() || moved.is_err() {
                 return left;
@@ -192,11 +201,14 @@ impl<T: Trigger> Console<T> {
             Ok(client) => client,
             Err(error) => {
                 // Too many open files, most likely. Epoll would announce the client again and again.
-                warn!("failed to accept a client of the serial port: {error}");
+                if !std::mem::replace(&mut self.listener_failing, true) {
+                    warn!("failed to accept a client of the serial port: {error}");
+                }
                 self.listener_paused = true;
-                None
+                return Ok(());
             }
         };
+        self.listener_failing = false;
         let Some(client) = client else { return Ok(()) };
         // The former client may have left input behind; it goes with its client.
         self.close_input()?;
@@ -217,11 +229,7 @@ impl<T: Trigger> Console<T> {
             return Ok(None);
         }
         let interactive = self.backend.is_interactive();
-        let room = if interactive {
-            TYPE_AHEAD.saturating_sub(self.pending.len())
-        } else {
-            self.port().input_room()
-        };
+        let room = if interactive { CHUNK } else { self.port().input_room() };
         let Some(buffer) = self.buffer.get_mut(..room.min(CHUNK)) else { return Ok(None) };
         let mut event = None;
         match self.backend.read(buffer) {
@@ -232,6 +240,7 @@ impl<T: Trigger> Console<T> {
                 } else if let Some(asked) = self.escape.filter(input, &mut self.pending) {
                     event = Some(asked);
                 }
+                self.pending.truncate(TYPE_AHEAD);
                 self.push_pending();
             }
             Ok(ReadOutcome::NotReady) => {}
@@ -319,11 +328,7 @@ impl<T: Trigger> Console<T> {
 
     fn wants_input(&self) -> bool {
         self.backend.input_fd().is_some()
-            && if self.backend.is_interactive() {
-                self.pending.len() < TYPE_AHEAD
-            } else {
-                self.pending.is_empty() && self.port().input_room() > 0
-            }
+            && (self.backend.is_interactive() || (self.pending.is_empty() && self.port().input_room() > 0))
     }
 
     fn close_input(&mut self) -> io::Result<()> {

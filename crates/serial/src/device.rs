@@ -76,6 +76,8 @@ pub struct SerialPort<T: Trigger> {
     loopback: bool,
     /// The transmitter has become empty, and the guest has not acknowledged that.
     thr_empty: bool,
+    /// The transmitter is empty, but its interrupt waits for the event loop: see [`SerialPort::write`].
+    thr_deferred: bool,
     /// Sources (as IER bits) that were pending when the interrupt was last looked at.
     signalled: u8,
     /// The event loop found no room in the receive FIFO and waits to be woken.
@@ -103,6 +105,7 @@ impl<T: Trigger> SerialPort<T> {
             fifo_enabled: false,
             loopback: false,
             thr_empty: false,
+            thr_deferred: false,
             signalled: 0,
             input_stalled: false,
             output_expected: false,
@@ -134,14 +137,18 @@ impl<T: Trigger> SerialPort<T> {
             DATA if !latched => {
                 self.uart.writer_mut().check_stall();
                 self.forward(DATA, value);
-                // With an endless line behind it, the transmitter is empty again as soon as the byte is stored.
+                // With an endless line behind it, the transmitter is empty again as soon as the byte is stored. A driver
+                // sees that at once if it looks. Its interrupt is left to the event loop, which is about to come for
+                // the byte: most drivers look before they leave their handler, and it would only find them busy there.
                 self.thr_empty = true;
+                self.thr_deferred = self.output_len() != 0;
             }
             IER if !latched => {
                 self.interrupt_enable = value & IER_MASK;
                 self.forward(IER, value);
                 // Enabling the interrupt while the transmitter is empty raises it; Linux probes for this.
                 self.thr_empty = self.interrupt_enable & IER_THRE != 0;
+                self.thr_deferred = false;
             }
             IIR => self.write_fifo_control(value),
             MCR => {
@@ -155,10 +162,12 @@ impl<T: Trigger> SerialPort<T> {
         self.input_resumes() || output_appeared
     }
 
-    /// Says whether the event loop comes back for output within a moment without being woken. A guest that sends byte
-    /// after byte then costs one wake-up per batch instead of one per byte.
+    /// To be called whenever the event loop has been here for output. Says whether it comes back for more within a moment
+    /// without being woken: a guest that sends byte after byte then costs one wake-up per batch instead of one per byte.
     pub fn expect_output(&mut self, expected: bool) {
         self.output_expected = expected;
+        self.thr_deferred = false;
+        self.settle();
     }
 
     /// Bytes of output that wait to be taken, at most [`OUTPUT_CAPACITY`](crate::OUTPUT_CAPACITY).
@@ -235,7 +244,7 @@ impl<T: Trigger> SerialPort<T> {
         let ready_before = self.uart.writer().ready();
         self.uart.writer_mut().check_stall();
         let ready = self.uart.writer().ready();
-        self.thr_empty |= ready && !ready_before;
+        self.transmitter_resumes(ready && !ready_before);
         let status = self.uart.read(LSR);
         if ready { status } else { status & !(LSR_THRE | LSR_TEMT) }
     }
@@ -262,8 +271,14 @@ impl<T: Trigger> SerialPort<T> {
     fn change_output(&mut self, change: impl FnOnce(&mut Output)) {
         let ready_before = self.uart.writer().ready();
         change(self.uart.writer_mut());
-        self.thr_empty |= self.uart.writer().ready() && !ready_before;
+        self.transmitter_resumes(self.uart.writer().ready() && !ready_before);
         self.settle();
+    }
+
+    /// A driver that had to wait is told at once.
+    fn transmitter_resumes(&mut self, resumes: bool) {
+        self.thr_empty |= resumes;
+        self.thr_deferred &= !resumes;
     }
 
     fn divisor_latched(&mut self) -> bool {
@@ -285,7 +300,8 @@ impl<T: Trigger> SerialPort<T> {
     /// Raises the interrupt if a source has become pending since the last time.
     fn settle(&mut self) {
         self.thr_empty &= self.uart.writer().ready();
-        let pending = self.pending();
+        let deferred = if self.thr_deferred { IER_THRE } else { 0 };
+        let pending = self.pending() & !deferred;
         if pending & !self.signalled != 0 && self.trigger.trigger().is_err() {
             self.failed_interrupts = self.failed_interrupts.saturating_add(1);
             self.signalled &= pending;

@@ -313,13 +313,31 @@ fn linux_finds_that_the_empty_transmitter_interrupts_again_when_enabled_again() 
 }
 
 #[test]
-fn sending_with_interrupts_asks_for_the_next_burst() {
+fn sending_driver_that_looks_again_goes_on_without_an_interrupt() {
     let mut bench = Bench::new();
     bench.set(IER, THRE);
     assert_eq!((bench.get(IIR), bench.interrupts()), (0x02, 1));
-    bench.set(DATA, b'a');
-    bench.set(DATA, b'b');
+    for _ in 0..3 {
+        bench.set(DATA, b'a');
+        bench.set(DATA, b'b');
+        assert_eq!(bench.get(IIR), 0x02);
+    }
+    bench.port.expect_output(false);
+    assert_eq!((bench.get(IIR), bench.interrupts()), (0x01, 0));
+}
+
+#[test]
+fn sending_driver_that_waits_for_the_interrupt_gets_it_when_the_loop_has_been_there() {
+    let mut bench = Bench::new();
+    bench.set(IER, THRE);
     assert_eq!((bench.get(IIR), bench.interrupts()), (0x02, 1));
+    for _ in 0..3 {
+        bench.set(DATA, b'a');
+        assert_eq!(bench.interrupts(), 0);
+        bench.take(1);
+        bench.port.expect_output(true);
+        assert_eq!((bench.interrupts(), bench.get(IIR)), (1, 0x02));
+    }
 }
 
 #[test]
