@@ -7,6 +7,8 @@ use std::io::Write;
 use std::process::{Command, Stdio};
 
 use crate::error::{Context, Error, Result};
+use crate::packages::{self, GZIP, Tool, XZ, ZSTD};
+use crate::progress::Progress;
 
 const SETUP_SECTS: usize = 0x1f1;
 const MAGIC: usize = 0x202;
@@ -24,7 +26,7 @@ const LZ4_BLOCK_MAX: usize = 8 << 20;
 const KERNEL_MAX: usize = 512 << 20;
 
 /// Returns the `vmlinux` inside `image`. `name` is used in messages.
-pub fn extract_vmlinux(name: &str, image: &[u8]) -> Result<Vec<u8>> {
+pub fn extract_vmlinux(name: &str, image: &[u8], progress: &Progress) -> Result<Vec<u8>> {
     let problem = |problem: &str| Error::Image { file: name.to_owned(), problem: problem.to_owned() };
     if image.get(MAGIC..MAGIC + 4) != Some(b"HdrS") {
         return Err(problem("not a bzImage: no HdrS at 0x202"));
@@ -43,27 +45,27 @@ pub fn extract_vmlinux(name: &str, image: &[u8]) -> Result<Vec<u8>> {
     let start = (setup_sects + 1) * 512 + offset;
     let payload = start.checked_add(length).and_then(|end| image.get(start..end));
     let payload = payload.ok_or_else(|| problem("the payload reaches past the end of the file"))?;
-    let kernel = decompress(name, payload)?;
+    let kernel = decompress(name, payload, progress)?;
     if kernel.get(..4) != Some(b"\x7fELF") {
         return Err(problem("the payload is not an ELF file"));
     }
     Ok(kernel)
 }
 
-fn decompress(name: &str, payload: &[u8]) -> Result<Vec<u8>> {
+fn decompress(name: &str, payload: &[u8], progress: &Progress) -> Result<Vec<u8>> {
     let problem = |problem: String| Error::Image { file: name.to_owned(), problem };
     // All formats but gzip are followed by the size of the result.
     let split = payload.len().saturating_sub(4);
     let (body, size) = (&payload[..split], u32_at(payload, split).unwrap_or(0));
     let kernel = match payload {
         [0x7f, b'E', b'L', b'F', ..] => return Ok(payload.to_vec()),
-        [0x1f, 0x8b, ..] => return pipe_through(&["gzip", "-dc"], payload),
+        [0x1f, 0x8b, ..] => return pipe_through(GZIP, &["-dc"], payload, progress),
         [0x02, 0x21, 0x4c, 0x18, blocks @ ..] => {
             unlz4_legacy(&blocks[..blocks.len().saturating_sub(4)], size)
         }
-        [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => return pipe_through(&["xz", "-dc"], body),
-        [0x28, 0xb5, 0x2f, 0xfd, ..] => return pipe_through(&["zstd", "-dcq"], body),
-        [0x5d, 0, 0, ..] => return pipe_through(&["xz", "-dc", "--format=lzma"], body),
+        [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => return pipe_through(XZ, &["-dc"], body, progress),
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => return pipe_through(ZSTD, &["-dcq"], body, progress),
+        [0x5d, 0, 0, ..] => return pipe_through(XZ, &["-dc", "--format=lzma"], body, progress),
         _ => Err(format!("compression {:02x?} is not supported", payload.get(..4).unwrap_or(payload))),
     };
     kernel.map_err(problem)
@@ -92,9 +94,10 @@ fn unlz4_legacy(mut blocks: &[u8], size: usize) -> std::result::Result<Vec<u8>, 
     Ok(kernel)
 }
 
-/// Feeds `input` to a decompressor and returns what it prints.
-pub fn pipe_through(command: &[&str], input: &[u8]) -> Result<Vec<u8>> {
-    let (program, arguments) = command.split_first().unwrap_or((&"false", &[]));
+/// Feeds `input` to a decompressor, which is installed if it is not there, and returns what it prints.
+pub fn pipe_through(tool: Tool, arguments: &[&str], input: &[u8], progress: &Progress) -> Result<Vec<u8>> {
+    packages::require(&[tool], progress)?;
+    let program = tool.program;
     let mut child = Command::new(program)
         .args(arguments)
         .stdin(Stdio::piped())
@@ -113,7 +116,7 @@ pub fn pipe_through(command: &[&str], input: &[u8]) -> Result<Vec<u8>> {
         Ok(output.stdout)
     } else {
         let detail = format!("{}: {}", output.status, String::from_utf8_lossy(&output.stderr).trim());
-        Err(Error::Command { command: command.join(" "), detail })
+        Err(Error::Command { command: format!("{program} {}", arguments.join(" ")), detail })
     }
 }
 
@@ -128,6 +131,10 @@ fn u32_at(bytes: &[u8], at: usize) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn extract(name: &str, image: &[u8]) -> Result<Vec<u8>> {
+        extract_vmlinux(name, image, &Progress::new())
+    }
 
     /// A bzImage whose payload is `payload`, with one setup sector.
     fn image(payload: &[u8]) -> Vec<u8> {
@@ -157,12 +164,12 @@ mod tests {
     #[test]
     fn the_kernel_comes_out_of_several_lz4_blocks() {
         let image = image(&lz4(&[b"\x7fELF and some", b" more of it"]));
-        assert_eq!(extract_vmlinux("k", &image).unwrap(), b"\x7fELF and some more of it");
+        assert_eq!(extract("k", &image).unwrap(), b"\x7fELF and some more of it");
     }
 
     #[test]
     fn a_payload_that_is_no_elf_file_is_refused() {
-        let error = extract_vmlinux("k", &image(&lz4(&[b"something else"]))).unwrap_err();
+        let error = extract("k", &image(&lz4(&[b"something else"]))).unwrap_err();
         assert_eq!(error.to_string(), "k: the payload is not an ELF file");
     }
 
@@ -170,7 +177,7 @@ mod tests {
     fn a_payload_past_the_end_of_the_file_is_refused() {
         let mut image = image(&lz4(&[b"\x7fELF"]));
         image.pop();
-        let error = extract_vmlinux("k", &image).unwrap_err();
+        let error = extract("k", &image).unwrap_err();
         assert_eq!(error.to_string(), "k: the payload reaches past the end of the file");
     }
 
@@ -180,20 +187,20 @@ mod tests {
         for at in 1040..good.len() {
             let mut bad = good.clone();
             bad[at] ^= 0xff;
-            let _ = extract_vmlinux("k", &bad);
+            let _ = extract("k", &bad);
         }
-        assert!(extract_vmlinux("k", &image(&[0x02, 0x21, 0x4c, 0x18, 9, 0, 0])).is_err());
+        assert!(extract("k", &image(&[0x02, 0x21, 0x4c, 0x18, 9, 0, 0])).is_err());
     }
 
     #[test]
     fn an_unknown_compression_is_named() {
-        let error = extract_vmlinux("k", &image(b"BZh91234")).unwrap_err();
+        let error = extract("k", &image(b"BZh91234")).unwrap_err();
         assert!(error.to_string().contains("[42, 5a, 68, 39]"), "{error}");
     }
 
     #[test]
     fn a_file_that_is_no_kernel_is_refused() {
-        assert!(extract_vmlinux("k", b"").is_err());
-        assert!(extract_vmlinux("k", &[0; 4096]).is_err());
+        assert!(extract("k", b"").is_err());
+        assert!(extract("k", &[0; 4096]).is_err());
     }
 }

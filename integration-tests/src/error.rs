@@ -34,6 +34,14 @@ pub enum Error {
     /// The package system of this machine does not offer what is needed.
     #[error("{0}")]
     Package(String),
+    /// A package that the lists name could not be downloaded; they may be out of date.
+    #[error("cannot download {package}")]
+    Download {
+        /// Its name and version.
+        package: String,
+        /// Why.
+        source: Box<Error>,
+    },
     /// A kernel image or module that is not what it should be.
     #[error("{file}: {problem}")]
     Image {

@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::cpio;
-use crate::error::{Context, Error, Result};
-use crate::kernel::Kernel;
+use crate::error::{Context, Error, Result, chain};
+use crate::kernel::{self, Kernel};
 use crate::packages::{self, Package};
 use crate::progress::Progress;
 use crate::run;
@@ -21,9 +21,12 @@ use crate::workspace::{self, GUEST_INIT};
 pub const FOLDER_VARIABLE: &str = "KINDLING_GUEST_DIR";
 
 /// Raised when the contents of the folder change for the same packages.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 const CHECKSUMS: &str = "SHA256SUMS";
+
+/// How the names of folders begin that are in use only while an image is prepared.
+const TEMPORARY: [&str; 3] = [".image-", kernel::TEMPORARY, packages::TEMPORARY];
 
 /// A complete folder.
 #[derive(Clone, Debug)]
@@ -38,13 +41,20 @@ impl GuestImage {
         fs::create_dir_all(&base).doing(|| format!("cannot create {}", base.display()))?;
         let init = GUEST_INIT.build(progress)?;
         let _lock = lock(&base.join("lock"), progress)?;
-        let kernel = Kernel::find()?;
-        let busybox = Package::find("busybox-static")?
-            .ok_or_else(|| Error::Package("no package busybox-static".to_owned()))?;
-        let folder = base.join(format!("{}_busybox-{}_{FORMAT}", kernel.id(), busybox.version_in_path()));
-        if !is_intact(&folder) {
-            make(&base, &folder, &kernel, &busybox, progress)?;
-        }
+        remove_leftovers(&base);
+        let folder = match current(&base, progress) {
+            Err(failure @ Error::Download { .. }) => {
+                // The lists may name what the mirrors no longer have: other versions, and another kernel's name.
+                let text = format!("{}; fetching the package lists", chain(&failure));
+                progress.note(&text);
+                packages::update().map_err(|error| {
+                    progress.note(&chain(&error));
+                    failure
+                })?;
+                current(&base, progress)?
+            }
+            made => made?,
+        };
         let image = Self { folder };
         image.write_initramfs(&init)?;
         Ok(image)
@@ -113,6 +123,31 @@ impl GuestImage {
     }
 }
 
+/// Removes what a process left that ended while it prepared a folder. Under the lock, nobody does any more.
+fn remove_leftovers(base: &Path) {
+    let entries =
+        [base.to_owned(), base.join("cache")].into_iter().filter_map(|folder| fs::read_dir(folder).ok());
+    for entry in entries.flatten().flatten() {
+        let name = entry.file_name();
+        if TEMPORARY.iter().any(|prefix| name.as_encoded_bytes().starts_with(prefix.as_bytes())) {
+            // What cannot be removed is in nobody's way.
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
+/// The folder for what the package lists name now, made unless it is there.
+fn current(base: &Path, progress: &Progress) -> Result<PathBuf> {
+    let kernel = Kernel::find()?;
+    let busybox = Package::find("busybox-static")?
+        .ok_or_else(|| Error::Package("no package busybox-static".to_owned()))?;
+    let folder = base.join(format!("{}_busybox-{}_{FORMAT}", kernel.id(), busybox.version_in_path()));
+    if !is_intact(&folder) {
+        make(base, &folder, &kernel, &busybox, progress)?;
+    }
+    Ok(folder)
+}
+
 /// Waits until no other process prepares a folder; the lock ends with the file.
 fn lock(path: &Path, progress: &Progress) -> Result<File> {
     let file = File::create(path).doing(|| format!("cannot create {}", path.display()))?;
@@ -138,7 +173,7 @@ fn is_intact(folder: &Path) -> bool {
 fn make(base: &Path, folder: &Path, kernel: &Kernel, busybox: &Package, progress: &Progress) -> Result<()> {
     let cache = base.join("cache");
     fs::create_dir_all(&cache).doing(|| format!("cannot create {}", cache.display()))?;
-    let temporary = tempfile::Builder::new().prefix(".image-").tempdir_in(base);
+    let temporary = tempfile::Builder::new().prefix(TEMPORARY[0]).tempdir_in(base);
     let temporary = temporary.doing(|| format!("cannot create a folder in {}", base.display()))?;
     let new = temporary.path().join("image");
     fs::create_dir(&new).doing(|| format!("cannot create {}", new.display()))?;
@@ -202,6 +237,20 @@ mod tests {
         assert!(!is_intact(folder.path()));
         fs::remove_file(folder.path().join("a")).unwrap();
         assert!(!is_intact(folder.path()));
+    }
+
+    #[test]
+    fn only_what_an_unfinished_preparation_left_is_removed() {
+        let base = tempfile::tempdir().unwrap();
+        let kept = ["lock", "kernel_1", "cache/kernel.deb", "image-x"];
+        let left = [".image-aaaaaa/image", "cache/.unpacked-b/boot", "cache/.download-c"];
+        for path in kept.iter().chain(&left) {
+            fs::create_dir_all(base.path().join(path)).unwrap();
+        }
+        remove_leftovers(base.path());
+        assert!(kept.iter().all(|path| base.path().join(path).exists()));
+        assert!(!left.iter().any(|path| base.path().join(path).exists()));
+        assert!(!base.path().join(".image-aaaaaa").exists());
     }
 
     #[test]

@@ -12,11 +12,14 @@ use crate::progress::Progress;
 /// Names another kernel package, a real one or one that depends on the current one.
 pub const PACKAGE_VARIABLE: &str = "KINDLING_KERNEL_PACKAGE";
 
+/// How the name of the folder begins in which packages are unpacked.
+pub(crate) const TEMPORARY: &str = ".unpacked-";
+
 /// What is tried without that variable: Debian's cloud kernel, Ubuntu's for virtual machines.
 const META_PACKAGES: [&str; 3] = ["linux-image-cloud-amd64", "linux-image-virtual", "linux-image-generic"];
 
 /// Modules the nested host loads.
-const HOST_MODULES: [&str; 2] = ["kvm-amd", "tun"];
+const HOST_MODULES: [&str; 1] = ["kvm-amd"];
 
 /// The packages a kernel comes in.
 #[derive(Clone, Debug)]
@@ -65,13 +68,13 @@ impl Kernel {
 
     /// Downloads the packages and puts `vmlinuz`, `vmlinux`, `release` and `host-modules/` into `folder`.
     pub fn install(&self, cache: &Path, folder: &Path, progress: &Progress) -> Result<()> {
-        let tree = tempfile::Builder::new().prefix(".unpacked-").tempdir_in(cache);
+        let tree = tempfile::Builder::new().prefix(TEMPORARY).tempdir_in(cache);
         let tree = tree.doing(|| format!("cannot create a folder in {}", cache.display()))?;
         let debs = [Some(&self.image), self.modules.as_ref()].into_iter().flatten();
         let debs = debs.map(|package| package.fetch(cache, progress)).collect::<Result<Vec<_>>>()?;
         progress.during(&format!("unpacking {}", self.id()), || {
             debs.iter().try_for_each(|deb| packages::unpack(deb, tree.path()))?;
-            write_kernel(tree.path(), folder)
+            write_kernel(tree.path(), folder, progress)
         })
     }
 }
@@ -81,7 +84,7 @@ fn is_versioned(name: &str, prefix: &str) -> bool {
     name.strip_prefix(prefix).is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
 }
 
-fn write_kernel(tree: &Path, folder: &Path) -> Result<()> {
+fn write_kernel(tree: &Path, folder: &Path, progress: &Progress) -> Result<()> {
     let boot = tree.join("boot");
     let (release, path) = fs::read_dir(&boot)
         .doing(|| format!("cannot list {}", boot.display()))?
@@ -91,13 +94,13 @@ fn write_kernel(tree: &Path, folder: &Path) -> Result<()> {
         })
         .ok_or_else(|| Error::Package(format!("no vmlinuz in {}", boot.display())))?;
     let vmlinuz = fs::read(&path).doing(|| format!("cannot read {}", path.display()))?;
-    let vmlinux = bzimage::extract_vmlinux(&path.display().to_string(), &vmlinuz)?;
+    let vmlinux = bzimage::extract_vmlinux(&path.display().to_string(), &vmlinuz, progress)?;
 
     // Where /usr is merged, the package may hold either path.
     let trees = ["lib/modules", "usr/lib/modules"].map(|modules| tree.join(modules).join(&release));
     let modules = trees.iter().find(|path| path.is_dir());
     let modules = modules.ok_or_else(|| Error::Package(format!("no modules for kernel {release}")))?;
-    let modules = modules::resolve(modules, &HOST_MODULES)?;
+    let modules = modules::resolve(modules, &HOST_MODULES, progress)?;
 
     let write = |name: &str, contents: &[u8]| {
         let path = folder.join(name);

@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 
 use crate::bzimage::pipe_through;
 use crate::error::{Context, Error, Result};
+use crate::packages::{GZIP, XZ, ZSTD};
+use crate::progress::Progress;
 
 /// A module, uncompressed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,12 +22,12 @@ pub struct Module {
 }
 
 /// Finds `wanted` modules and all they depend on under `tree`, in the order in which they can be loaded.
-pub fn resolve(tree: &Path, wanted: &[&str]) -> Result<Vec<Module>> {
+pub fn resolve(tree: &Path, wanted: &[&str], progress: &Progress) -> Result<Vec<Module>> {
     let mut files = BTreeMap::new();
     index(tree, &mut files)?;
     let mut ordered = Vec::new();
     for name in wanted {
-        add(&files, &canonical(name), &mut Vec::new(), &mut ordered)?;
+        add(&files, &canonical(name), &mut Vec::new(), &mut ordered, progress)?;
     }
     Ok(ordered)
 }
@@ -35,6 +37,7 @@ fn add(
     name: &str,
     above: &mut Vec<String>,
     ordered: &mut Vec<Module>,
+    progress: &Progress,
 ) -> Result<()> {
     let problem =
         |problem: &str| Error::Image { file: format!("module {name}"), problem: problem.to_owned() };
@@ -44,12 +47,12 @@ fn add(
     if above.iter().any(|module| module == name) {
         return Err(problem("depends on itself"));
     }
-    let contents = read(files.get(name).ok_or_else(|| problem("is not in the kernel package"))?)?;
+    let contents = read(files.get(name).ok_or_else(|| problem("is not in the kernel package"))?, progress)?;
     let depends =
         depends(&contents).ok_or_else(|| problem("has no .modinfo section with its dependencies"))?;
     above.push(name.to_owned());
     for dependency in depends {
-        add(files, &dependency, above, ordered)?;
+        add(files, &dependency, above, ordered, progress)?;
     }
     above.pop();
     ordered.push(Module { name: name.to_owned(), contents });
@@ -76,12 +79,12 @@ fn canonical(name: &str) -> String {
     name.replace('-', "_")
 }
 
-fn read(path: &Path) -> Result<Vec<u8>> {
+fn read(path: &Path, progress: &Progress) -> Result<Vec<u8>> {
     let contents = fs::read(path).doing(|| format!("cannot read {}", path.display()))?;
     match path.extension().and_then(|extension| extension.to_str()) {
-        Some("xz") => pipe_through(&["xz", "-dc"], &contents),
-        Some("zst") => pipe_through(&["zstd", "-dcq"], &contents),
-        Some("gz") => pipe_through(&["gzip", "-dc"], &contents),
+        Some("xz") => pipe_through(XZ, &["-dc"], &contents, progress),
+        Some("zst") => pipe_through(ZSTD, &["-dcq"], &contents, progress),
+        Some("gz") => pipe_through(GZIP, &["-dc"], &contents, progress),
         _ => Ok(contents),
     }
 }
@@ -153,7 +156,11 @@ mod tests {
         fs::write(tree.path().join("irqbypass.ko"), module("")).unwrap();
         fs::write(tree.path().join("unrelated.ko"), module("missing")).unwrap();
         let names = |wanted: &[&str]| -> Vec<_> {
-            resolve(tree.path(), wanted).unwrap().into_iter().map(|module| module.name).collect()
+            resolve(tree.path(), wanted, &Progress::new())
+                .unwrap()
+                .into_iter()
+                .map(|module| module.name)
+                .collect()
         };
         assert_eq!(names(&["kvm-amd", "kvm"]), ["irqbypass", "kvm", "kvm_amd"]);
     }
@@ -164,7 +171,7 @@ mod tests {
         fs::write(tree.path().join("a.ko"), module("b")).unwrap();
         fs::write(tree.path().join("b.ko"), module("a")).unwrap();
         fs::write(tree.path().join("c.ko"), module("nowhere")).unwrap();
-        let error = |name: &str| resolve(tree.path(), &[name]).unwrap_err().to_string();
+        let error = |name: &str| resolve(tree.path(), &[name], &Progress::new()).unwrap_err().to_string();
         assert_eq!(error("a"), "module a: depends on itself");
         assert_eq!(error("c"), "module nowhere: is not in the kernel package");
         assert_eq!(error("d"), "module d: is not in the kernel package");

@@ -12,6 +12,12 @@ use crate::error::{Context, Error, Result};
 use crate::progress::Progress;
 use crate::run;
 
+/// Waits for another apt that is at work, and for a mirror that has a weak moment.
+const APT_OPTIONS: [&str; 4] = ["-o", "DPkg::Lock::Timeout=300", "-o", "Acquire::Retries=3"];
+
+/// How the name of the folder begins into which a package is downloaded.
+pub(crate) const TEMPORARY: &str = ".download-";
+
 /// A program and the package it comes in.
 #[derive(Clone, Copy, Debug)]
 pub struct Tool {
@@ -23,6 +29,12 @@ pub struct Tool {
 
 /// The emulator under the nested host.
 pub const QEMU: Tool = Tool { program: "qemu-system-x86_64", package: "qemu-system-x86" };
+/// The decompressors of kernels and modules.
+pub const XZ: Tool = Tool { program: "xz", package: "xz-utils" };
+/// See [`XZ`].
+pub const ZSTD: Tool = Tool { program: "zstd", package: "zstd" };
+/// See [`XZ`].
+pub const GZIP: Tool = Tool { program: "gzip", package: "gzip" };
 /// The C++ compiler, for the fuzzing engine.
 pub const CXX: Tool = Tool { program: "c++", package: "g++" };
 
@@ -41,11 +53,12 @@ pub fn require(tools: &[Tool], progress: &Progress) -> Result<()> {
     progress.during(&format!("installing {names}"), || {
         let install = || {
             let mut command = as_root(prefix, "apt-get");
-            command.args(["install", "--yes", "--no-install-recommends"]);
+            command.args(APT_OPTIONS).args(["install", "--yes", "--no-install-recommends"]);
             command.args(names.split(' ')).env("DEBIAN_FRONTEND", "noninteractive");
             run::quiet(&mut command)
         };
-        install().or_else(|_| update().and_then(|()| install()))
+        // Without new lists, the first failure says more than that there are none.
+        install().or_else(|first| update().map_err(|_| first).and_then(|()| install()))
     })
 }
 
@@ -82,13 +95,13 @@ fn as_root(prefix: &[&str], program: &str) -> Command {
 }
 
 /// Fetches the package lists.
-fn update() -> Result<()> {
+pub fn update() -> Result<()> {
     let command = || "sudo apt-get update".to_owned();
     let prefix = root_prefix().ok_or_else(|| Error::Missing {
         what: "a current list of packages is".to_owned(),
         command: command(),
     })?;
-    run::quiet(as_root(prefix, "apt-get").arg("update"))
+    run::quiet(as_root(prefix, "apt-get").args(APT_OPTIONS).arg("update"))
 }
 
 /// A package as the package lists describe it.
@@ -145,18 +158,22 @@ impl Package {
         self.version.chars().map(harmless).collect()
     }
 
-    /// The package file, from `cache` if it is there and its hash is right, else downloaded.
+    /// The package file, from `cache` if it is there and its hash is right, else downloaded; if that fails,
+    /// [`Error::Download`].
     pub fn fetch(&self, cache: &Path, progress: &Progress) -> Result<PathBuf> {
         let cached = cache.join(format!("{}_{}.deb", self.name, self.version_in_path()));
         if cached.exists() && run::sha256(&cached)? == self.sha256 {
             return Ok(cached);
         }
         fs::create_dir_all(cache).doing(|| format!("cannot create {}", cache.display()))?;
-        let folder = tempfile::Builder::new().prefix(".download-").tempdir_in(cache);
+        let folder = tempfile::Builder::new().prefix(TEMPORARY).tempdir_in(cache);
         let folder = folder.doing(|| format!("cannot create a folder in {}", cache.display()))?;
-        progress.during(&format!("downloading {} {}", self.name, self.version), || {
-            self.download(folder.path()).or_else(|_| update().and_then(|()| self.download(folder.path())))
-        })?;
+        progress
+            .during(&format!("downloading {} {}", self.name, self.version), || self.download(folder.path()))
+            .map_err(|source| Error::Download {
+                package: format!("{} {}", self.name, self.version),
+                source: Box::new(source),
+            })?;
         let file = only_deb(folder.path())?;
         let hash = run::sha256(&file)?;
         if hash != self.sha256 {
@@ -173,7 +190,7 @@ impl Package {
     fn download(&self, folder: &Path) -> Result<()> {
         let mut command = Command::new("apt-get");
         // As root, apt would switch to a user who cannot write to our folder, and warn about it.
-        command.args(["download", "-o", "APT::Sandbox::User="]);
+        command.args(APT_OPTIONS).args(["download", "-o", "APT::Sandbox::User="]);
         run::quiet(command.arg(format!("{}={}", self.name, self.version)).current_dir(folder))
     }
 }

@@ -1,5 +1,6 @@
 //! Where guests run: directly on this machine's KVM, or in a nested host.
 
+use std::fs::File;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -9,6 +10,11 @@ use crate::error::{Error, Result};
 
 /// Set to `native` or `nested` to have no look at the machine.
 pub const VARIABLE: &str = "KINDLING_HOST";
+
+/// Whether this machine has a `/dev/kvm`, of whatever kind, that this user may open.
+pub fn kvm_opens() -> bool {
+    File::options().read(true).write(true).open("/dev/kvm").is_ok()
+}
 
 /// Where guests run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

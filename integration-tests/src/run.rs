@@ -1,9 +1,11 @@
 //! Running other programs to their end.
 
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use crate::error::{Context, Error, Result};
+use crate::terminal::check;
 
 /// How much of a failed program's last words goes into an error.
 const LAST_WORDS: usize = 2000;
@@ -36,6 +38,22 @@ pub fn describe(command: &Command) -> String {
     text
 }
 
+/// Has the kernel kill the program when the calling thread ends, however that comes about, so that no guest and no host
+/// outlives what started it. Has to be the last thing that is done before the program is spawned: a change of user in a
+/// later `pre_exec` would undo it.
+pub fn die_with_parent(command: &mut Command) -> &mut Command {
+    let parent = std::process::id().cast_signed();
+    let arm = move || {
+        // SAFETY: this operation takes a number and touches no memory.
+        check(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) })?;
+        // SAFETY: getppid takes nothing. A parent that ended before the call above sends no signal any more.
+        let orphaned = unsafe { libc::getppid() } != parent;
+        if orphaned { Err(std::io::ErrorKind::Interrupted.into()) } else { Ok(()) }
+    };
+    // SAFETY: the closure only makes system calls that are async-signal-safe, and allocates nothing.
+    unsafe { command.pre_exec(arm) }
+}
+
 fn run(command: &mut Command) -> Result<Output> {
     let output = command.stdin(Stdio::null()).output();
     let output = output.doing(|| format!("cannot run {}", command.get_program().display()))?;
@@ -58,6 +76,14 @@ mod tests {
         std::fs::write(file.path(), "abc").unwrap();
         let expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
         assert_eq!(sha256(file.path()).unwrap(), expected);
+    }
+
+    #[test]
+    fn a_program_dies_with_the_thread_that_started_it() {
+        use std::os::unix::process::ExitStatusExt;
+        let start = || die_with_parent(Command::new("sleep").arg("1000")).spawn().unwrap();
+        let mut child = std::thread::spawn(start).join().unwrap();
+        assert_eq!(child.wait().unwrap().signal(), Some(libc::SIGKILL));
     }
 
     #[test]

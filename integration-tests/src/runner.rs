@@ -26,7 +26,7 @@ pub const FILES_VARIABLE: &str = "KINDLING_HOST_FILES";
 pub const EXIT_HOST_BROKEN: u8 = 3;
 
 /// Emulated processors of a nested host.
-pub const HOST_CPUS: u32 = 2;
+pub const HOST_CPUS: u32 = 1;
 
 /// Emulated memory of a nested host in MiB: room for its RAM disk and some guests.
 pub const HOST_MEMORY_MIB: u32 = 4096;
@@ -108,7 +108,7 @@ pub fn run(program: &OsString, arguments: &[OsString], progress: &Progress) -> R
         }
         Place::Nested => {
             progress.note(&format!("{name} runs in the nested host: {why}"));
-            run_nested(&spec(&prepared, program, arguments)?, progress)
+            run_nested(spec(&prepared, program, arguments)?, progress)
         }
     }
 }
@@ -135,28 +135,58 @@ fn spec(prepared: &Prepared, program: &OsString, arguments: &[OsString]) -> Resu
     Ok(spec)
 }
 
-/// Runs a job in a nested host, its output going to ours. A host that breaks before the job starts gets a second try.
-fn run_nested(spec: &Spec, progress: &Progress) -> Result<u8> {
-    let mut tries = 0;
-    loop {
-        tries += 1;
-        let mut host = Host::start(spec)?;
+/// How many hosts a job gets.
+const TRIES: u32 = 3;
+
+/// Runs a job in a nested host, its output going to ours.
+///
+/// Emulated virtualization has faults of its own, and a host that breaks says nothing about the tests. So another host
+/// gets the job: all of it if it had not begun, else the tests that have not passed yet; a program that is no test binary
+/// is not begun twice.
+fn run_nested(mut spec: Spec, progress: &Progress) -> Result<u8> {
+    let mut passed = Vec::new();
+    for tries in 1.. {
+        let mut host = Host::start(&spec)?;
         let stdout = host.stdout.take();
-        let copier = std::thread::spawn(move || stdout.map_or(Ok(()), copy_live));
+        let copier = std::thread::spawn(move || stdout.map_or_else(Vec::new, copy_live));
         let outcome = host.wait(&limits());
-        // Our own output may be closed; the exit code still counts.
-        let _ = copier.join();
-        match outcome {
+        passed.append(&mut copier.join().unwrap_or_default());
+        let breakage = match outcome {
             Outcome::Exited(code) => return Ok(code),
-            Outcome::Broken(breakage) => {
-                report(&breakage, progress);
-                if breakage.began || tries == 2 {
-                    return Ok(EXIT_HOST_BROKEN);
-                }
-                progress.note("nested host: the job had not begun; trying once more");
-            }
+            Outcome::Broken(breakage) => breakage,
+        };
+        report(&breakage, progress);
+        if tries == TRIES {
+            break;
+        }
+        if breakage.began {
+            let Some(rest) = tests_left(&spec.argv, &passed) else { break };
+            progress.note(&format!(
+                "{} tests passed before that; the other {} get a new host",
+                passed.len(),
+                rest.len().saturating_sub(2)
+            ));
+            spec.argv = rest;
+        } else {
+            progress.note("the job had not begun; it gets a new host");
         }
     }
+    Ok(EXIT_HOST_BROKEN)
+}
+
+/// The command that runs the tests of `argv` but those that have passed. None if there are none, or if the program
+/// does not list tests when it is asked to.
+fn tests_left(argv: &[OsString], passed: &[String]) -> Option<Vec<OsString>> {
+    let (program, arguments) = argv.split_first()?;
+    let listed = Command::new(program).args(arguments).args(["--list", "--format", "terse"]).output().ok()?;
+    let listed = String::from_utf8(listed.stdout).ok().filter(|_| listed.status.success())?;
+    let tests = listed.lines().filter_map(|line| line.strip_suffix(": test"));
+    let left: Vec<OsString> =
+        tests.filter(|test| !passed.iter().any(|passed| passed == test)).map(OsString::from).collect();
+    let mut command = vec![program.clone(), "--exact".into()];
+    let count = command.len();
+    command.extend(left);
+    (command.len() > count).then_some(command)
 }
 
 /// Says that a nested host did not do its work.
@@ -168,16 +198,46 @@ pub fn report(breakage: &Breakage, progress: &Progress) {
     progress.note("----------------------------");
 }
 
-/// Copies what a host prints as it comes.
-fn copy_live(mut from: ChildStdout) -> io::Result<()> {
-    let mut buffer = [0; 8192];
+/// Copies what a host prints as it comes, and returns the names of the tests that it says have passed.
+fn copy_live(mut from: ChildStdout) -> Vec<String> {
+    let (mut buffer, mut text) = ([0; 8192], Vec::new());
     let mut out = io::stdout();
-    loop {
-        let count = from.read(&mut buffer)?;
-        let Some(chunk) = buffer.get(..count).filter(|chunk| !chunk.is_empty()) else {
-            return Ok(());
-        };
+    // The end of a pipe and a failure to read it are the same here: there is no more.
+    while let Some(chunk) = from.read(&mut buffer).ok().and_then(|count| buffer.get(..count)) {
+        if chunk.is_empty() {
+            break;
+        }
         // A closed output must not stop the host: go on reading.
         let _ = out.write_all(chunk).and_then(|()| out.flush());
+        text.extend_from_slice(chunk);
+    }
+    passed_tests(&String::from_utf8_lossy(&text))
+}
+
+/// The tests that libtest's output says have passed.
+fn passed_tests(output: &str) -> Vec<String> {
+    let test = |line: &str| line.trim_end().strip_prefix("test ")?.strip_suffix(" ... ok").map(str::to_owned);
+    output.lines().filter_map(test).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_passed_tests_count() {
+        let output = "running 3 tests\r\ntest a::b ... ok\r\ntest a::c ... FAILED\ntest d has been running for over 60 \
+                      seconds\ntest d ... ok\nok\n";
+        assert_eq!(passed_tests(output), ["a::b", "d"]);
+    }
+
+    #[test]
+    fn the_tests_that_are_left_are_named_one_by_one() {
+        let script = "printf 'a: test\\na_long: test\\nb: test\\n\\n3 tests\\n'";
+        let argv = ["sh", "-c", script].map(OsString::from);
+        let left = tests_left(&argv, &["a".to_owned()]).unwrap();
+        assert_eq!(left, ["sh", "--exact", "a_long", "b"]);
+        assert_eq!(tests_left(&argv, &["a", "a_long", "b"].map(str::to_owned)), None);
+        assert_eq!(tests_left(&["false".into()], &[]), None, "not a test binary");
     }
 }

@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 /// The settings of a terminal.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub struct Settings(libc::termios);
 
 impl Settings {
@@ -42,6 +42,16 @@ impl Settings {
         self.0.c_lflag & libc::ICANON != 0
     }
 }
+
+/// All flags and special characters.
+impl PartialEq for Settings {
+    fn eq(&self, other: &Self) -> bool {
+        let flags = |Self(of): &Self| [of.c_iflag, of.c_oflag, of.c_cflag, of.c_lflag];
+        flags(self) == flags(other) && self.0.c_cc == other.0.c_cc
+    }
+}
+
+impl Eq for Settings {}
 
 /// Puts a terminal into raw mode and back on drop.
 pub struct RawMode {
@@ -127,13 +137,14 @@ mod tests {
     #[test]
     fn raw_mode_ends_with_its_guard() {
         let (_controller, terminal) = open_pty().unwrap();
-        assert!(Settings::of(&terminal).unwrap().echoes());
+        let before = Settings::of(&terminal).unwrap();
+        assert!(before.echoes() && before.edits_lines());
         let guard = RawMode::enter(terminal.as_fd()).unwrap().unwrap();
         let settings = Settings::of(&terminal).unwrap();
         assert!(!settings.echoes() && !settings.edits_lines());
+        assert_ne!(settings, before);
         drop(guard);
-        let settings = Settings::of(&terminal).unwrap();
-        assert!(settings.echoes() && settings.edits_lines());
+        assert_eq!(Settings::of(&terminal).unwrap(), before);
     }
 
     #[test]

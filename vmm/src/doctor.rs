@@ -8,9 +8,10 @@ mod kvm;
 pub mod speed;
 
 use std::io::{self, Write};
-use std::process::ExitCode;
 
 use serde_json::{Value, json};
+
+use crate::outcome::EXIT_HOST_ERROR;
 
 /// How the result is written.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -36,12 +37,12 @@ pub enum Verdict {
 impl Verdict {
     /// 0 for [`Usable`](Verdict::Usable), 1 for [`Unusable`](Verdict::Unusable), 2 for [`Emulated`](Verdict::Emulated).
     #[must_use]
-    pub fn exit_code(self) -> ExitCode {
-        ExitCode::from(match self {
+    pub fn exit_code(self) -> u8 {
+        match self {
             Verdict::Usable => 0,
             Verdict::Unusable => 1,
             Verdict::Emulated => 2,
-        })
+        }
     }
 
     fn name(self) -> &'static str {
@@ -64,13 +65,13 @@ impl Verdict {
 }
 
 /// The subcommand: [`run`] to standard output, and [`Verdict::exit_code`].
-pub fn main(json: bool) -> ExitCode {
+pub fn main(json: bool) -> u8 {
     let format = if json { Format::Json } else { Format::Text };
     match run(&mut io::stdout().lock(), format) {
         Ok(verdict) => verdict.exit_code(),
         Err(error) => {
             let _ = writeln!(io::stderr(), "vmm: cannot write the result: {error}");
-            ExitCode::FAILURE
+            EXIT_HOST_ERROR
         }
     }
 }

@@ -1,7 +1,6 @@
 //! What can go wrong before or while a guest runs, sorted by what the operator has to do about it.
 
 use std::error::Error as StdError;
-use std::process::ExitCode;
 
 use thiserror::Error;
 
@@ -61,12 +60,12 @@ impl Error {
     }
 
     /// The process's exit code for this error.
-    pub fn exit_code(&self) -> ExitCode {
-        ExitCode::from(match self {
+    pub fn exit_code(&self) -> u8 {
+        match self {
             Error::Configuration { .. } | Error::ConfigFile(_) => EXIT_BAD_CONFIGURATION,
             Error::Kvm { .. } => EXIT_KVM_UNAVAILABLE,
             Error::Host { .. } => EXIT_HOST_ERROR,
-        })
+        }
     }
 }
 

@@ -4,7 +4,6 @@
 //! Kindling's own; 128 + N after a signal is the shell's convention. `docs/exit-codes.md` is the operator's table.
 
 use std::fmt;
-use std::process::ExitCode;
 use std::sync::OnceLock;
 
 use vmm_sys_util::eventfd::EventFd;
@@ -57,12 +56,6 @@ impl Outcome {
             // Only signals below 32 are ever watched, so the sum stays below 160.
             Outcome::Signal(number) => 128u8.saturating_add(u8::try_from(*number).unwrap_or(0)),
         }
-    }
-}
-
-impl From<&Outcome> for ExitCode {
-    fn from(outcome: &Outcome) -> Self {
-        ExitCode::from(outcome.exit_code())
     }
 }
 

@@ -4,7 +4,6 @@
 
 use std::fs::File;
 use std::io::{self, BufWriter};
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -14,14 +13,12 @@ use kindling_integration_tests::error::{Context, Error, Result};
 use kindling_integration_tests::guest_image::GuestImage;
 use kindling_integration_tests::harness::Process;
 use kindling_integration_tests::job::{JOB_PATH, Job};
+use kindling_integration_tests::nested::{COMMAND_LINE, CPU, add_file};
 use kindling_integration_tests::packages::QEMU;
-use kindling_integration_tests::run;
+use kindling_integration_tests::run::{self, die_with_parent};
 
 /// `sleep=on`: with `off` more hosts hang.
 const CLOCK: [&str; 4] = ["-accel", "tcg,thread=single", "-icount", "shift=0,sleep=on"];
-/// AMD-V with nested paging.
-const CPU: &str = "EPYC,+svm,+npt,-xsave";
-const COMMAND_LINE: &str = "console=ttyS0 quiet reboot=t panic=-1 mitigations=off kindling.init=host";
 
 /// Several times what a host takes.
 const LIMIT: Duration = Duration::from_secs(240);
@@ -46,8 +43,9 @@ impl Host {
         all.dedup();
         let path = folder.join("files.cpio");
         let mut archive = cpio::Writer::new(BufWriter::new(create(&path)?));
+        let mut done = Vec::new();
         for path in &all {
-            add(&mut archive, path).doing(|| format!("cannot add {} to the nested host", path.display()))?;
+            add_file(&mut archive, path, &mut done)?;
         }
         archive.finish().doing(|| format!("cannot write {}", path.display()))?;
         Ok(Self { folder: folder.to_owned(), image: image.clone(), files: path })
@@ -70,19 +68,18 @@ impl Host {
         let modules = self.image.host_modules()?.into_iter().map(PathBuf::into_os_string).collect();
         let job = Job { modules, argv: argv.iter().map(Into::into).collect(), env: Vec::new() };
         let path = self.folder.join("host.cpio");
-        let write = |job: &[u8]| -> io::Result<()> {
-            let mut out = BufWriter::new(File::create(&path)?);
-            for part in [&self.image.initramfs(), &self.files] {
-                io::copy(&mut File::open(part)?, &mut out)?;
-            }
-            let mut archive = cpio::Writer::new(out);
-            for module in self.image.host_modules().map_err(io::Error::other)? {
-                add(&mut archive, &module)?;
-            }
-            archive.bytes(JOB_PATH, 0o600, job)?;
-            archive.finish().map(drop)
-        };
-        write(&job.to_bytes()?).doing(|| format!("cannot write {}", path.display()))?;
+        let mut out = BufWriter::new(create(&path)?);
+        for part in [&self.image.initramfs(), &self.files] {
+            let copied = File::open(part).and_then(|mut part| io::copy(&mut part, &mut out));
+            copied.doing(|| format!("cannot copy {}", part.display()))?;
+        }
+        let mut archive = cpio::Writer::new(out);
+        let mut done = Vec::new();
+        for module in self.image.host_modules()? {
+            add_file(&mut archive, &module, &mut done)?;
+        }
+        let written = archive.bytes(JOB_PATH, 0o600, &job.to_bytes()?).and_then(|()| archive.finish());
+        written.doing(|| format!("cannot write {}", path.display()))?;
         Ok(path)
     }
 
@@ -93,9 +90,11 @@ impl Host {
         command.args(CLOCK).args(["-cpu", CPU, "-smp", "1", "-m", "2048M"]);
         command.arg("-kernel").arg(self.image.vmlinuz()).arg("-initrd").arg(initrd);
         // The kernel's console, the job's standard streams, init's reports.
-        command.args(["-append", COMMAND_LINE, "-serial", "null", "-serial", "stdio", "-serial", "null"]);
+        let command_line = format!("{COMMAND_LINE} quiet");
+        command.args(["-append", &command_line, "-serial", "null", "-serial", "stdio", "-serial", "null"]);
         command.stdin(Stdio::null()).stdout(create(&output)?).stderr(Stdio::null());
-        let child = command.spawn().doing(|| format!("cannot start {}", QEMU.program))?;
+        let child =
+            die_with_parent(&mut command).spawn().doing(|| format!("cannot start {}", QEMU.program))?;
         Process::new(child, "the nested host").wait(LIMIT)?;
         std::fs::read_to_string(&output).doing(|| format!("cannot read {}", output.display()))
     }
@@ -103,13 +102,6 @@ impl Host {
 
 fn create(path: &Path) -> Result<File> {
     File::create(path).doing(|| format!("cannot create {}", path.display()))
-}
-
-fn add(archive: &mut cpio::Writer<BufWriter<File>>, path: &Path) -> io::Result<()> {
-    let name = path.to_str().ok_or(io::ErrorKind::InvalidFilename)?;
-    let file = File::open(path)?;
-    let metadata = file.metadata()?;
-    archive.file(name, metadata.permissions().mode(), metadata.len(), file)
 }
 
 /// What the dynamic linker loads for `program`, itself included.

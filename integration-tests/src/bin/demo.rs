@@ -7,11 +7,13 @@ use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
 use clap::Parser;
+use kindling_api::parse_memory_size;
 use kindling_integration_tests::error::{Context, Error, Result, chain};
 use kindling_integration_tests::harness::{Agent, BASE_CMDLINE, Console, Guest};
 use kindling_integration_tests::nested::{Host, Limits, Outcome};
 use kindling_integration_tests::place::Place;
 use kindling_integration_tests::progress::Progress;
+use kindling_integration_tests::run::die_with_parent;
 use kindling_integration_tests::runner::{EXIT_HOST_BROKEN, HOST_MEMORY_MIB, Prepared, limits, report};
 use kindling_integration_tests::terminal::{self, RawMode};
 
@@ -136,7 +138,9 @@ fn shell_init() -> String {
 fn shell_native(options: &Options, prepared: &Prepared) -> Result<u8> {
     use std::os::unix::process::ExitStatusExt;
     let argv = vmm_argv(options, prepared, &shell_init());
-    let status = command(&argv).status().doing(|| format!("cannot start {}", prepared.vmm.display()))?;
+    let status = die_with_parent(&mut command(&argv))
+        .status()
+        .doing(|| format!("cannot start {}", prepared.vmm.display()))?;
     let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal));
     Ok(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1))
 }
@@ -149,25 +153,13 @@ fn command(argv: &[OsString]) -> Command {
 
 /// Starts a nested host that runs the monitor, with enough memory for the guest.
 fn start_host(options: &Options, prepared: &Prepared, init: &str) -> Result<Host> {
-    let guest_mib = mebibytes(&options.memory).ok_or_else(|| {
-        Error::Protocol(format!("--memory {}: expected a size as in 512M or 2G", options.memory))
-    })?;
+    let guest_mib = parse_memory_size(&options.memory)
+        .map_err(|error| Error::Protocol(format!("--memory {}: {error}", options.memory)))?;
+    let guest_mib = u32::try_from(guest_mib).unwrap_or(u32::MAX);
     let mut spec = prepared.host_spec(vmm_argv(options, prepared, init), Vec::new());
     spec.stdin = true;
     spec.memory_mib = HOST_MEMORY_MIB.max(guest_mib.saturating_add(HOST_OWN_MIB));
     Host::start(&spec)
-}
-
-/// A size as `vmm run --memory` takes it, rounded up to MiB.
-fn mebibytes(size: &str) -> Option<u32> {
-    let (number, unit) = size.split_at(size.find(|c: char| !c.is_ascii_digit()).unwrap_or(size.len()));
-    let number: u64 = number.parse().ok()?;
-    let mib = match unit.to_ascii_lowercase().as_str() {
-        "" | "m" | "mib" => number,
-        "g" | "gib" => number.checked_mul(1024)?,
-        _ => return None,
-    };
-    u32::try_from(mib).ok()
 }
 
 fn shell_nested(options: &Options, prepared: &Prepared, progress: &Progress) -> Result<u8> {
@@ -175,27 +167,32 @@ fn shell_nested(options: &Options, prepared: &Prepared, progress: &Progress) -> 
     let (Some(mut stdin), Some(mut stdout)) = (host.stdin.take(), host.stdout.take()) else {
         return Err(Error::Protocol("the nested host has no console".to_owned()));
     };
-    // The first output is the guest's shell: until then there is nothing to type to.
-    let mut first = [0; 4096];
-    let read = progress.during("starting the nested host and the guest", || stdout.read(&mut first));
-    let count = read.doing(|| "cannot read from the nested host".to_owned())?;
-    let raw_mode = RawMode::enter(io::stdin().as_fd()).doing(|| "cannot set up the terminal".to_owned())?;
-    std::thread::spawn(move || copy(io::stdin(), &mut stdin));
+    let progress = *progress;
     let copier = std::thread::spawn(move || {
+        // The first output is the guest's shell: until then there is nothing to type to.
+        let mut first = [0; 4096];
+        let read = progress.during("starting the nested host and the guest", || stdout.read(&mut first));
+        let Ok(count @ 1..) = read else { return };
+        let raw_mode = RawMode::enter(io::stdin().as_fd()).unwrap_or_else(|error| {
+            progress.note(&format!("cannot set up the terminal: {error}"));
+            None
+        });
+        std::thread::spawn(move || copy(io::stdin(), &mut stdin));
         let mut out = io::stdout();
-        out.write_all(first.get(..count).unwrap_or_default())?;
-        out.flush()?;
-        copy(stdout, &mut out)
+        let copied = out.write_all(first.get(..count).unwrap_or_default());
+        // If our output is closed, there is nobody to tell.
+        let _ = copied.and_then(|()| out.flush()).and_then(|()| copy(stdout, &mut out));
+        drop(raw_mode);
     });
     // A shell may be used for as long as one likes; only a host without signs of life is ended.
     let outcome = host.wait(&Limits { total: Duration::MAX, ..limits() });
-    // If our output is closed, there is nobody to tell.
+    // The end of the host is the end of its output, and with that the terminal is as it was.
+    // A thread that panicked has put it back, too.
     let _ = copier.join();
-    drop(raw_mode);
     match outcome {
         Outcome::Exited(code) => Ok(code),
         Outcome::Broken(breakage) => {
-            report(&breakage, progress);
+            report(&breakage, &progress);
             Ok(EXIT_HOST_BROKEN)
         }
     }
@@ -306,20 +303,4 @@ fn verdict(
     let good = *release == prepared.image.release()? && *cpus == options.cpus.to_string() && code == 0;
     progress.note(&format!("{}: {summary}", if good { "passed" } else { "FAILED" }));
     Ok(u8::from(!good))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sizes_are_read_as_the_monitor_reads_them() {
-        assert_eq!(mebibytes("512"), Some(512));
-        assert_eq!(mebibytes("512M"), Some(512));
-        assert_eq!(mebibytes("2G"), Some(2048));
-        assert_eq!(mebibytes("2g"), Some(2048));
-        assert_eq!(mebibytes("G"), None);
-        assert_eq!(mebibytes("1T"), None);
-        assert_eq!(mebibytes("99999999G"), None);
-    }
 }

@@ -1,4 +1,4 @@
-//! Runs a test binary where guests run; made for cargo's `runner` setting.
+//! Runs a test binary where guests run.
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -13,9 +13,8 @@ machine with a KVM of its own. The program has to be linked statically for that.
 
     host-runner PROGRAM [ARGUMENT...]
 
-With cargo:
-
-    export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER=/path/to/host-runner
+`cargo verify` links the test binaries that need guests statically and runs each under this program. A test binary of a
+broken host gets another host for the tests that have not passed yet.
 
 The program finds what it needs through KINDLING_GUEST_DIR (vmlinux, vmlinuz, initramfs.cpio) and KINDLING_VMM (the
 monitor). Both are prepared if they are not set.

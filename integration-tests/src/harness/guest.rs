@@ -1,15 +1,12 @@
 //! A guest under the `vmm` under test, with its console in the test's hands.
 
-use std::ffi::OsString;
 use std::fs::File;
-use std::path::PathBuf;
-use std::process::{self, Command, ExitStatus};
+use std::process::{Child, ExitStatus};
 use std::time::Duration;
 
-use super::{Agent, Console, Output, Process, image, vmm_path};
+use super::{Agent, Builder, Console, Output, Process};
 use crate::error::{Context, Error, Result};
-use crate::guest_image::GuestImage;
-use crate::terminal::{Settings, become_session_leader, open_pty};
+use crate::terminal::Settings;
 
 /// How much of the console a failed test shows.
 const LINES_SHOWN: usize = 200;
@@ -17,224 +14,12 @@ const LINES_SHOWN: usize = 200;
 /// How long a command in the guest may take.
 const COMMAND_LIMIT: Duration = Duration::from_secs(60);
 
-/// The form of the guest's kernel.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Kernel {
-    /// The ELF file `vmlinux`.
-    #[default]
-    Elf,
-    /// The bzImage `vmlinuz`.
-    BzImage,
-}
-
-/// What the standard input and output of `vmm` are.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Stdio {
-    /// Pipes.
-    #[default]
-    Pipes,
-    /// A terminal.
-    Pty,
-}
-
-/// The kernel command line of guests but for what their init does: no probing of hardware that is not there, an end
-/// after a panic.
-pub const BASE_CMDLINE: &str =
-    "console=ttyS0 reboot=k panic=-1 quiet 8250.nr_uarts=1 i8042.noaux i8042.nomux i8042.dumbkbd pci=off";
-
-/// The kernel command line of guests whose test does not give one: their init takes commands from the console.
-pub fn default_cmdline() -> String {
-    format!("{BASE_CMDLINE} kindling.init=agent")
-}
-
-/// Says what guest to start.
-#[derive(Clone, Debug)]
-pub struct Builder {
-    program: Option<PathBuf>,
-    image: Option<GuestImage>,
-    kernel: Kernel,
-    kernel_path: Option<PathBuf>,
-    initrd: bool,
-    cpus: u32,
-    memory: String,
-    cmdline: String,
-    arguments: Vec<OsString>,
-    all_arguments: Option<Vec<OsString>>,
-    stdio: Stdio,
-}
-
-impl Default for Builder {
-    fn default() -> Self {
-        Self {
-            program: None,
-            image: None,
-            kernel: Kernel::default(),
-            kernel_path: None,
-            initrd: true,
-            cpus: 1,
-            memory: "256M".to_owned(),
-            cmdline: default_cmdline(),
-            arguments: Vec::new(),
-            all_arguments: None,
-            stdio: Stdio::default(),
-        }
-    }
-}
-
-impl Builder {
-    /// The form of the kernel; ELF if not said.
-    #[must_use]
-    pub fn kernel(mut self, kernel: Kernel) -> Self {
-        self.kernel = kernel;
-        self
-    }
-
-    /// A kernel of the test's own.
-    #[must_use]
-    pub fn kernel_path(mut self, path: impl Into<PathBuf>) -> Self {
-        self.kernel_path = Some(path.into());
-        self
-    }
-
-    /// Whether the guest has an initial RAM file system; it has if not said.
-    #[must_use]
-    pub fn initrd(mut self, initrd: bool) -> Self {
-        self.initrd = initrd;
-        self
-    }
-
-    /// How many processors it has; 1 if not said.
-    #[must_use]
-    pub fn cpus(mut self, cpus: u32) -> Self {
-        self.cpus = cpus;
-        self
-    }
-
-    /// How much memory it has, as `--memory` takes it; `256M` if not said.
-    #[must_use]
-    pub fn memory(mut self, size: impl Into<String>) -> Self {
-        self.memory = size.into();
-        self
-    }
-
-    /// The whole kernel command line, in place of [`default_cmdline`].
-    #[must_use]
-    pub fn cmdline(mut self, cmdline: impl Into<String>) -> Self {
-        self.cmdline = cmdline.into();
-        self
-    }
-
-    /// More for the end of the kernel command line.
-    #[must_use]
-    pub fn cmdline_extra(mut self, more: &str) -> Self {
-        self.cmdline.push(' ');
-        self.cmdline.push_str(more);
-        self
-    }
-
-    /// One more argument for `vmm run`.
-    #[must_use]
-    pub fn arg(mut self, argument: impl Into<OsString>) -> Self {
-        self.arguments.push(argument.into());
-        self
-    }
-
-    /// Starts `vmm --config-file FILE --no-api` instead of `vmm run`. Of the rest, only [`Builder::stdio`] and
-    /// [`Builder::arg`] count.
-    #[must_use]
-    pub fn config_file(mut self, path: impl Into<PathBuf>) -> Self {
-        self.all_arguments = Some(vec!["--config-file".into(), path.into().into(), "--no-api".into()]);
-        self
-    }
-
-    /// What the standard input and output of `vmm` are; pipes if not said.
-    #[must_use]
-    pub fn stdio(mut self, stdio: Stdio) -> Self {
-        self.stdio = stdio;
-        self
-    }
-
-    /// What to boot from, in place of what the environment names.
-    #[must_use]
-    pub fn image(mut self, image: GuestImage) -> Self {
-        self.image = Some(image);
-        self
-    }
-
-    /// Another program in place of the `vmm` under test.
-    #[must_use]
-    pub fn program(mut self, program: impl Into<PathBuf>) -> Self {
-        self.program = Some(program.into());
-        self
-    }
-
-    /// Starts the guest without waiting for it.
-    pub fn start(self) -> Result<Guest> {
-        let program = match &self.program {
-            Some(program) => program.clone(),
-            None => vmm_path()?,
-        };
-        let mut command = Command::new(&program);
-        match &self.all_arguments {
-            Some(all) => command.args(all),
-            None => match &self.image {
-                Some(image) => command.args(self.run_arguments(image)),
-                None => command.args(self.run_arguments(&image()?)),
-            },
-        };
-        command.args(&self.arguments);
-        let started = match self.stdio {
-            Stdio::Pipes => spawn_with_pipes(command),
-            Stdio::Pty => spawn_with_pty(command),
-        };
-        started.doing(|| format!("cannot start {}", program.display()))
-    }
-
-    fn run_arguments(&self, image: &GuestImage) -> Vec<OsString> {
-        let kernel = match (&self.kernel_path, self.kernel) {
-            (Some(path), _) => path.clone(),
-            (None, Kernel::Elf) => image.vmlinux(),
-            (None, Kernel::BzImage) => image.vmlinuz(),
-        };
-        let mut arguments: Vec<OsString> = vec!["run".into(), "--kernel".into(), kernel.into()];
-        if self.initrd {
-            arguments.extend(["--initrd".into(), image.initramfs().into()]);
-        }
-        arguments.extend(["--cmdline".into(), self.cmdline.clone().into()]);
-        arguments.extend(["--cpus".into(), self.cpus.to_string().into()]);
-        arguments.extend(["--memory".into(), self.memory.clone().into()]);
-        arguments
-    }
-}
-
-/// Takes the command, because the copies of the child's ends in it would keep the pipes open past the child's end.
-fn spawn_with_pipes(mut command: Command) -> std::io::Result<Guest> {
-    let (output, output_end) = std::io::pipe()?;
-    let (input_end, input) = std::io::pipe()?;
-    command.stdin(input_end).stdout(output_end.try_clone()?).stderr(output_end);
-    let child = command.spawn()?;
-    Ok(Guest::new(child, Console::new(output, Some(Box::new(input)))))
-}
-
-fn spawn_with_pty(mut command: Command) -> std::io::Result<Guest> {
-    use std::os::unix::process::CommandExt;
-    let (controller, terminal) = open_pty()?;
-    command.stdin(terminal.try_clone()?).stdout(terminal.try_clone()?).stderr(terminal);
-    // SAFETY: the closure only makes system calls that are async-signal-safe.
-    unsafe { command.pre_exec(become_session_leader) };
-    let child = command.spawn()?;
-    let (input, output) = (controller.try_clone()?, controller.try_clone()?);
-    let mut guest = Guest::new(child, Console::new(output, Some(Box::new(input))));
-    guest.pty = Some(controller);
-    Ok(guest)
-}
-
 /// A running guest. The monitor's standard error is on the console too.
 pub struct Guest {
     process: Process,
     agent: Agent,
-    /// The controlling end of the monitor's terminal.
-    pty: Option<File>,
+    /// The controlling end of the monitor's terminal, and the terminal's settings before the start.
+    pty: Option<(File, Settings)>,
     /// A wait has failed, so the console is worth showing.
     failed: bool,
 }
@@ -246,13 +31,19 @@ impl Guest {
     }
 
     /// Takes over a process whose standard streams are a guest's console.
-    pub fn new(child: process::Child, console: Console) -> Self {
+    pub fn new(child: Child, console: Console) -> Self {
         Self {
             process: Process::new(child, "the monitor"),
             agent: Agent::new(console),
             pty: None,
             failed: false,
         }
+    }
+
+    /// With the controlling end of the monitor's terminal, and the settings that the terminal had before the start.
+    pub(super) fn with_terminal(mut self, controller: File, before: Settings) -> Self {
+        self.pty = Some((controller, before));
+        self
     }
 
     /// Waits until the guest takes commands.
@@ -320,16 +111,19 @@ impl Guest {
         self.process.signal(signal)
     }
 
-    /// The settings of the terminal the monitor was started with ([`Stdio::Pty`]).
+    /// The settings of the terminal the monitor was started with ([`Stdio::Pty`](super::Stdio::Pty)).
     pub fn terminal(&self) -> Result<Settings> {
-        let pty = self.pty.as_ref().ok_or_else(|| Error::Protocol("the guest has no pty".to_owned()))?;
         // Asked of the controlling end, Linux answers for the terminal.
-        Settings::of(pty).doing(|| "cannot read the settings of the terminal".to_owned())
+        Settings::of(&self.pty()?.0).doing(|| "cannot read the settings of the terminal".to_owned())
     }
 
-    /// The monitor's process id.
-    pub fn id(&self) -> u32 {
-        self.process.id()
+    /// The settings that the terminal had before the monitor was started.
+    pub fn terminal_before(&self) -> Result<Settings> {
+        self.pty().map(|pty| pty.1)
+    }
+
+    fn pty(&self) -> Result<&(File, Settings)> {
+        self.pty.as_ref().ok_or_else(|| Error::Protocol("the guest has no pty".to_owned()))
     }
 
     /// Everything the console has shown so far, without carriage returns.
@@ -355,6 +149,7 @@ impl Drop for Guest {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Stdio;
     use super::*;
 
     const SOON: Duration = Duration::from_secs(10);
@@ -370,8 +165,9 @@ mod tests {
         exit 9"#;
 
     fn script(text: &str) -> Builder {
-        let builder = Guest::builder().program("/bin/sh");
-        Builder { all_arguments: Some(vec!["-c".into(), text.into()]), ..builder }
+        let mut builder = Guest::builder().program("/bin/sh");
+        builder.all_arguments = Some(vec!["-c".into(), text.into()]);
+        builder
     }
 
     #[test]
@@ -419,6 +215,7 @@ mod tests {
         guest.send(b"x\n").unwrap();
         assert_eq!(guest.wait_exit(SOON).unwrap().code(), Some(4));
         assert!(guest.terminal().unwrap().echoes());
+        assert!(guest.terminal_before().unwrap().echoes());
     }
 
     #[test]
@@ -428,17 +225,5 @@ mod tests {
         guest.wait_for("up", SOON).unwrap();
         guest.signal(libc::SIGTERM).unwrap();
         assert_eq!(guest.wait_exit(SOON).unwrap().signal(), Some(libc::SIGTERM));
-    }
-
-    #[test]
-    fn run_options_are_those_of_the_command_line() {
-        let builder =
-            Guest::builder().cpus(2).memory("1G").kernel(Kernel::BzImage).cmdline("a").cmdline_extra("b");
-        let arguments = builder.clone().run_arguments(&GuestImage::at("/g"));
-        let expected = ["run", "--kernel", "/g/vmlinuz", "--initrd", "/g/initramfs.cpio"];
-        let expected = [&expected[..], &["--cmdline", "a b", "--cpus", "2", "--memory", "1G"]].concat();
-        assert_eq!(arguments, expected);
-        let arguments = builder.kernel_path("/k").initrd(false).run_arguments(&GuestImage::at("/g"));
-        assert_eq!(arguments[..4], ["run", "--kernel", "/k", "--cmdline"]);
     }
 }

@@ -5,6 +5,7 @@
 //! and reaped when the test drops it; a test that fails shows what the guest's console showed.
 
 mod agent;
+mod builder;
 mod console;
 mod guest;
 mod process;
@@ -14,8 +15,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use agent::{Agent, Output};
+pub use builder::{BASE_CMDLINE, Builder, Kernel, Stdio, default_cmdline};
 pub use console::Console;
-pub use guest::{BASE_CMDLINE, Builder, Guest, Kernel, Stdio, default_cmdline};
+pub use guest::Guest;
 pub use process::Process;
 pub use vmm::{Ended, Vmm};
 

@@ -1,13 +1,13 @@
 //! `vmm` without a conversation: started with some arguments, watched to its end.
 
 use std::ffi::OsStr;
-use std::io::Read;
-use std::os::unix::process::ExitStatusExt;
-use std::process::{Command, ExitStatus, Stdio};
-use std::time::Duration;
+use std::io::{self, Read};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
 
 use super::{Process, vmm_path};
 use crate::error::{Context, Error, Result};
+use crate::run::die_with_parent;
 
 /// A `vmm` to run to its end.
 pub struct Vmm {
@@ -29,11 +29,6 @@ impl Ended {
     /// The exit code; `None` after a signal.
     pub fn code(&self) -> Option<i32> {
         self.status.code()
-    }
-
-    /// The signal that ended it.
-    pub fn signal(&self) -> Option<i32> {
-        self.status.signal()
     }
 
     /// The lines of standard error.
@@ -65,7 +60,7 @@ impl Vmm {
 
     /// Runs it to its end. One that does not end in time is killed; the error is a timeout that shows what it said.
     pub fn run(mut self, limit: Duration) -> Result<Ended> {
-        let child = self.command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+        let child = spawn(self.command.stdout(Stdio::piped()).stderr(Stdio::piped()));
         let mut child = child.doing(|| format!("cannot start {}", self.command.get_program().display()))?;
         let stdout = collect(child.stdout.take());
         let stderr = collect(child.stderr.take());
@@ -84,6 +79,22 @@ impl Vmm {
                 Err(Error::Timeout { what, after })
             }
             Err(error) => Err(error),
+        }
+    }
+}
+
+/// A program that has just been written may be open for writing a moment longer: in a child that another thread has
+/// forked and that has not got as far as its own program.
+fn spawn(command: &mut Command) -> io::Result<Child> {
+    const BUSY: Duration = Duration::from_secs(5);
+    let start = Instant::now();
+    let command = die_with_parent(command);
+    loop {
+        match command.spawn() {
+            Err(error) if error.kind() == io::ErrorKind::ExecutableFileBusy && start.elapsed() < BUSY => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            result => return result,
         }
     }
 }
@@ -113,7 +124,7 @@ mod tests {
     #[test]
     fn a_timeout_shows_what_was_said() {
         let vmm = Vmm::with_program("sh", ["-c", "echo stuck >&2; exec sleep 1000"]);
-        let error = vmm.run(Duration::from_millis(500)).unwrap_err().to_string();
+        let error = vmm.run(Duration::from_secs(3)).unwrap_err().to_string();
         assert!(error.contains("stuck"), "{error}");
     }
 }

@@ -38,8 +38,9 @@ pub fn build(spec: &Spec, job: &Job) -> Result<File> {
     Ok(file)
 }
 
-/// Adds a file under its path, and under the one without links if that is another.
-fn add(archive: &mut cpio::Writer<impl Write>, path: &Path, done: &mut Vec<PathBuf>) -> Result<()> {
+/// Adds a file under its path, and under the one without links if that is another. `done` holds the paths that the archive
+/// already has.
+pub fn add(archive: &mut cpio::Writer<impl Write>, path: &Path, done: &mut Vec<PathBuf>) -> Result<()> {
     let context = || format!("cannot add {} to the nested host", path.display());
     let real = path_in_host(path)?;
     let text = |path: &Path| match path.to_str() {

@@ -8,6 +8,8 @@
 mod archive;
 mod watch;
 
+pub use archive::add as add_file;
+
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, PipeReader, PipeWriter};
@@ -21,15 +23,21 @@ use crate::error::{Context, Result};
 use crate::guest_image::GuestImage;
 use crate::job::Job;
 use crate::packages::QEMU;
+use crate::run::die_with_parent;
 use crate::terminal::check;
 use watch::{Report, Watch};
 
 /// What QEMU has to emulate: AMD-V with nested paging. `-cpu max` would have more, and a bug in its system call entry.
 /// No XSAVE: QEMU does not intercept XSETBV, so KVM would put its own idea of XCR0 in place of the guest's.
-const CPU: &str = "EPYC,+svm,+npt,-xsave";
+pub const CPU: &str = "EPYC,+svm,+npt,-xsave";
 
-const COMMAND_LINE: &str =
-    "console=ttyS0,115200 reboot=t panic=-1 mitigations=off tsc=reliable kindling.init=host";
+/// The kernel command line of a host.
+///
+/// `highres=off nohz=off` keeps the timer tick periodic. QEMU's emulation can lose an interrupt request in a data race
+/// between its threads; with a tick that is armed anew each time the host would then wait for ever, with a periodic one
+/// the next makes up for it.
+pub const COMMAND_LINE: &str = "console=ttyS0,115200 reboot=t panic=-1 mitigations=off tsc=reliable highres=off \
+                                nohz=off kindling.init=host";
 
 /// How often a host's process is looked at.
 const POLL: Duration = Duration::from_millis(20);
@@ -182,11 +190,9 @@ fn command(spec: &Spec, archive: &File, console: &PipeWriter, control: &PipeWrit
     // SAFETY: the closure only makes system calls that are async-signal-safe. The descriptors are open until spawn
     // returns: the caller holds their files.
     unsafe {
-        command.pre_exec(move || {
-            inherit.iter().try_for_each(|fd| check(libc::fcntl(*fd, libc::F_SETFD, 0)))?;
-            check(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL))
-        });
+        command.pre_exec(move || inherit.iter().try_for_each(|fd| check(libc::fcntl(*fd, libc::F_SETFD, 0))));
     }
+    die_with_parent(&mut command);
     command
 }
 

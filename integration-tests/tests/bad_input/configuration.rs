@@ -1,8 +1,11 @@
 //! Options of `vmm run`, the config file, and the command line itself.
 
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 
-use super::{BAD_ARGUMENTS, BAD_CONFIGURATION, file, kernel, refused, run_with};
+use kindling_integration_tests::harness::Vmm;
+
+use super::stranger::Stranger;
+use super::{BAD_ARGUMENTS, BAD_CONFIGURATION, LIMIT, file, kernel, one_line, refused, run_with};
 
 fn option_refused(option: &str, value: &str) -> String {
     let (_folder, path) = file("kernel", kernel());
@@ -34,19 +37,30 @@ fn memory_too_small_for_the_kernel() {
 
 #[test]
 fn memory_too_small_for_any_kernel() {
-    option_refused("--memory", "1M");
+    let line = option_refused("--memory", "1M");
+    assert!(line.contains("must reach from 0 past 1 MiB"), "{line}");
 }
 
 #[test]
 fn more_memory_than_addresses_reach() {
-    assert!(option_refused("--memory", "4000T").contains("physical addresses"));
+    // The most that can be asked for is 52 bits of addresses, none of them left for the gap below 4 GiB.
+    assert!(option_refused("--memory", "4096T").contains("physical addresses"));
 }
 
 #[test]
 fn more_memory_than_the_host_can_map() {
-    // Beyond the 128 TiB that a process can map, within the addresses of a guest with 48 bits of them.
-    let line = option_refused("--memory", "200T");
-    assert!(line.contains("bytes") && line.contains("memory"), "{line}");
+    let (_folder, path) = file("kernel", kernel());
+    let mut vmm = Vmm::new(run_with(&path, &["--memory", "1G"])).unwrap();
+    let limit = libc::rlimit { rlim_cur: 512 << 20, rlim_max: 512 << 20 };
+    let set = move || {
+        // SAFETY: the call reads the limits that it is given.
+        let result = unsafe { libc::setrlimit(libc::RLIMIT_AS, &raw const limit) };
+        if result == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+    };
+    // SAFETY: the closure makes one system call and allocates nothing.
+    unsafe { vmm.command().pre_exec(set) };
+    let line = one_line(&vmm.run(LIMIT).unwrap(), BAD_CONFIGURATION, "--memory: ");
+    assert!(line.contains("1073741824 bytes") && line.contains("Cannot allocate memory"), "{line}");
 }
 
 #[test]
@@ -118,16 +132,20 @@ fn values_out_of_range_in_the_config_file() {
     };
     let line = config_refused(&config("255", "128"), "machine-config.vcpu_count: ");
     assert_eq!(line, "must be between 1 and 254, got 255");
-    config_refused(&config("0", "128"), "machine-config.vcpu_count: ");
-    config_refused(&config("-1", "128"), "machine-config.vcpu_count: ");
-    config_refused(&config("1", "0"), "machine-config.mem_size_mib: ");
-    config_refused(&config("1", "1e9"), "machine-config.mem_size_mib: ");
+    let line = config_refused(&config("0", "128"), "machine-config.vcpu_count: ");
+    assert_eq!(line, "must be between 1 and 254, got 0");
+    let line = config_refused(&config("-1", "128"), "machine-config.vcpu_count: ");
+    assert!(line.contains("`-1`") && line.contains("between 1 and 254"), "{line}");
+    let line = config_refused(&config("1", "0"), "machine-config.mem_size_mib: ");
+    assert_eq!(line, "must be between 1 and 4294967296, got 0");
+    let line = config_refused(&config("1", "1e9"), "machine-config.mem_size_mib: ");
+    assert!(line.contains("between 1 and 4294967296"), "{line}");
 }
 
 #[test]
 fn config_file_that_is_not_json() {
     assert!(config_refused("{\"boot-source\": ", "").contains("line 1"));
-    config_refused("", "");
+    assert!(config_refused("", "").contains("EOF"));
 }
 
 #[test]
@@ -146,14 +164,10 @@ fn config_file_that_cannot_be_read() {
 
 #[test]
 fn config_file_that_is_not_permitted() {
-    // Permissions do not stop root; an unprivileged user namespace makes even root a stranger to its own file.
-    let (_folder, path) = file("vm.json", "{}");
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o000)).unwrap();
-    let line = super::kvm::refused_as_stranger(
-        ["--no-api".as_ref(), "--config-file".as_ref(), path.as_os_str()],
-        BAD_CONFIGURATION,
-    );
-    assert!(line.contains("Permission denied"), "{line}");
+    let stranger = Stranger::new();
+    stranger.closed_file("vm.json", "{}");
+    let line = stranger.refused(["--no-api", "--config-file", "vm.json"], BAD_CONFIGURATION, "");
+    assert!(line.contains("vm.json") && line.contains("Permission denied"), "{line}");
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Kernels and initial RAM disks.
 
+use super::stranger::Stranger;
 use super::{BAD_CONFIGURATION, file, kernel, refused, run, run_with};
 
 const EHDR_SIZE: u16 = 64;
@@ -98,6 +99,37 @@ fn elf_kernel_truncated_in_its_segment() {
     }
 }
 
+/// The smallest kernel, with a second program header for the last `length` bytes of the file: a note with the PVH entry
+/// point, of which they may hold less than all.
+fn elf_with_pvh_note(length: usize) -> Vec<u8> {
+    const NOTE_AT: usize = 0x800;
+    let mut note = Vec::new();
+    for word in [4u32, 8, 18] {
+        note.extend(word.to_le_bytes()); // sizes of name and description, XEN_ELFNOTE_PHYS32_ENTRY
+    }
+    note.extend(b"Xen\0");
+    note.extend(0x20_0000u64.to_le_bytes());
+    let mut header = Vec::new();
+    header.extend(4u32.to_le_bytes()); // PT_NOTE
+    header.extend(4u32.to_le_bytes()); // readable
+    for word in [NOTE_AT as u64, 0, 0, length as u64, length as u64, 4] {
+        header.extend(word.to_le_bytes());
+    }
+    let mut image = kernel();
+    image[56] = 2; // e_phnum
+    image[120..176].copy_from_slice(&header);
+    image[NOTE_AT..NOTE_AT + note.len()].copy_from_slice(&note);
+    image
+}
+
+#[test]
+fn elf_kernel_with_a_pvh_note_that_is_cut_short() {
+    for length in [4, 12, 16, 23] {
+        let line = kernel_refused(elf_with_pvh_note(length));
+        assert!(line.contains("runs past their end"), "{length} bytes: {line}");
+    }
+}
+
 #[test]
 fn elf_kernel_beyond_the_end_of_ram() {
     let line = kernel_refused(elf(127 << 20, 1, 2 << 20));
@@ -116,30 +148,70 @@ fn elf_kernel_of_another_machine() {
     assert!(kernel_refused(image).contains("e_machine"));
 }
 
-/// The first KiB of a bzImage: what tells that it is one, and a version new enough.
-fn bzimage() -> Vec<u8> {
+/// The setup sectors of a bzImage (kernel documentation, "The Linux/x86 Boot Protocol"), with all that is asked of its
+/// header, and the length of the protected-mode part that it announces.
+fn bzimage() -> (Vec<u8>, usize) {
+    const PARAGRAPHS: u32 = 0x100;
     let mut image = vec![0; 1024];
-    image[0x1f1] = 1; // setup_sects
-    image[0x1fe..0x200].copy_from_slice(&[0x55, 0xaa]);
-    image[0x200..0x202].copy_from_slice(&[0xeb, 0x6a]);
-    image[0x202..0x206].copy_from_slice(b"HdrS");
-    image[0x206..0x208].copy_from_slice(&0x20fu16.to_le_bytes());
-    image[0x211] = 1; // LOADED_HIGH
-    image
+    let mut put = |at: usize, bytes: &[u8]| image[at..at + bytes.len()].copy_from_slice(bytes);
+    put(0x1f1, &[1]); // setup_sects
+    put(0x1f4, &PARAGRAPHS.to_le_bytes()); // syssize
+    put(0x1fe, &[0x55, 0xaa]); // boot_flag
+    put(0x200, &[0xeb, 0x6a]); // jump, over a header that ends at 0x26c
+    put(0x202, b"HdrS");
+    put(0x206, &0x20fu16.to_le_bytes()); // version
+    put(0x211, &[1]); // loadflags: LOADED_HIGH
+    put(0x236, &[1, 0]); // xloadflags: XLF_KERNEL_64
+    (image, PARAGRAPHS as usize * 16)
 }
 
 #[test]
 fn bzimage_truncated_in_its_setup_header() {
     for length in [0x206, 0x240, 0x268] {
-        let line = kernel_refused(&bzimage()[..length]);
+        let line = kernel_refused(&bzimage().0[..length]);
         assert!(line.contains("setup header"), "{length} bytes: {line}");
     }
 }
 
 #[test]
 fn bzimage_without_its_protected_mode_part() {
-    let line = kernel_refused(bzimage());
-    assert!(!line.is_empty());
+    let line = kernel_refused(bzimage().0);
+    assert!(line.contains("protected-mode part"), "{line}");
+}
+
+#[test]
+fn bzimage_truncated_in_its_protected_mode_part() {
+    let (setup, size) = bzimage();
+    for length in [1, 0x200, size - 1] {
+        let mut image = setup.clone();
+        image.resize(setup.len() + length, 0xf4);
+        let line = kernel_refused(image);
+        assert!(line.contains("protected-mode part is at bytes"), "{length} bytes of it: {line}");
+    }
+}
+
+#[test]
+fn kernel_that_is_not_permitted() {
+    let stranger = Stranger::new();
+    stranger.closed_file("closed", kernel());
+    let line = stranger.refused(["run", "--kernel", "closed"], BAD_CONFIGURATION, "--kernel: ");
+    assert!(line.contains("closed") && line.contains("Permission denied"), "{line}");
+}
+
+#[test]
+fn initrd_that_is_not_permitted() {
+    let stranger = Stranger::new();
+    stranger.closed_file("closed", "an archive");
+    let arguments = ["run", "--kernel", "kernel", "--initrd", "closed"];
+    let line = stranger.refused(arguments, BAD_CONFIGURATION, "--initrd: ");
+    assert!(line.contains("closed") && line.contains("Permission denied"), "{line}");
+}
+
+#[test]
+fn initrd_that_is_a_directory() {
+    let (_folder, path) = file("kernel", kernel());
+    let line = refused(run_with(&path, &["--initrd", "/tmp"]), BAD_CONFIGURATION, "--initrd: ");
+    assert!(line.contains("/tmp") && line.contains("is a directory"), "{line}");
 }
 
 #[test]

@@ -5,12 +5,14 @@
 mod configuration;
 mod images;
 mod kvm;
+mod standard_error;
+mod stranger;
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use kindling_integration_tests::harness::Vmm;
+use kindling_integration_tests::harness::{Ended, Vmm};
 use tempfile::TempDir;
 
 /// Ample for a program that ends before it starts a guest.
@@ -23,7 +25,11 @@ const KVM_UNAVAILABLE: i32 = 162;
 /// Runs `vmm` with `arguments`; it must end with `code`, print nothing on standard output and exactly one line on
 /// standard error that begins with `vmm: ` and then with `start`. Returns the rest of the line.
 fn refused(arguments: impl IntoIterator<Item = impl AsRef<OsStr>>, code: i32, start: &str) -> String {
-    let ended = Vmm::new(arguments).unwrap().run(LIMIT).unwrap();
+    one_line(&Vmm::new(arguments).unwrap().run(LIMIT).unwrap(), code, start)
+}
+
+/// What [`refused`] asserts, of a `vmm` that has ended.
+fn one_line(ended: &Ended, code: i32, start: &str) -> String {
     assert_eq!((ended.code(), ended.stdout.as_str()), (Some(code), ""), "{}", ended.stderr);
     let lines = ended.stderr_lines();
     assert_eq!(lines.len(), 1, "{}", ended.stderr);

@@ -40,17 +40,6 @@ fn a_configuration_file_starts_the_same_guest() {
 }
 
 #[test]
-fn a_kernel_that_is_not_there_is_a_bad_configuration() {
-    let ended = finish(&mut command(&["run", "--kernel", "/nonexistent/kernel"]), 152);
-    assert!(ended.errors.contains("/nonexistent/kernel"), "{ended:?}");
-}
-
-#[test]
-fn an_unknown_option_is_a_bad_command_line() {
-    finish(&mut command(&["run", "--no-such-option"]), 153);
-}
-
-#[test]
 fn every_number_of_processors_starts() {
     for cpus in ["1", "2", "8", "254"] {
         let ended = finish_run("hello", &["--cpus", cpus], 0);

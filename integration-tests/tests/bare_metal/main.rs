@@ -6,6 +6,8 @@
 #![allow(clippy::panic, clippy::unwrap_used, reason = "the tests' helpers fail as the tests do")]
 
 mod console;
+mod doctor;
 mod ending;
 mod machine;
 mod process;
+mod serial;

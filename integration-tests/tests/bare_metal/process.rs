@@ -2,19 +2,19 @@
 
 use std::ffi::OsStr;
 use std::io::Read;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{ChildStdout, Command, Stdio};
 use std::sync::OnceLock;
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use kindling_integration_tests::bare_metal::Images;
 use kindling_integration_tests::harness::{Console, Process, vmm_path};
 use kindling_integration_tests::progress::Progress;
+use kindling_integration_tests::run::die_with_parent;
 use kindling_integration_tests::workspace::VMM;
 
 /// Far beyond what anything here takes on a busy machine whose KVM is slow.
-const LIMIT: Duration = Duration::from_secs(120);
+pub const LIMIT: Duration = Duration::from_secs(120);
 
 /// The guest's images.
 pub fn images() -> &'static Images {
@@ -22,11 +22,15 @@ pub fn images() -> &'static Images {
     IMAGES.get_or_init(|| Images::build(&Progress::new()).unwrap())
 }
 
+/// The `vmm` under test.
+pub fn program() -> &'static Path {
+    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
+    PROGRAM.get_or_init(|| vmm_path().or_else(|_| VMM.build(&Progress::new())).unwrap())
+}
+
 /// A `vmm` that is not started yet, with its three standard streams as pipes.
 pub fn command(arguments: &[impl AsRef<OsStr>]) -> Command {
-    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
-    let program = PROGRAM.get_or_init(|| vmm_path().or_else(|_| VMM.build(&Progress::new())).unwrap());
-    let mut command = Command::new(program);
+    let mut command = Command::new(program());
     command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }
@@ -42,7 +46,7 @@ pub fn run(scenario: &str, options: &[&str]) -> Command {
 pub struct Vmm {
     process: Process,
     console: Console,
-    errors: JoinHandle<String>,
+    errors: Console,
 }
 
 /// What is left of a `vmm` that ended.
@@ -65,13 +69,8 @@ impl Vmm {
         command: &mut Command,
         reader: impl FnOnce(Option<ChildStdout>) -> Option<R>,
     ) -> Self {
-        let mut child = command.spawn().unwrap();
-        let mut stderr = child.stderr.take().unwrap();
-        let errors = std::thread::spawn(move || {
-            let mut errors = String::new();
-            stderr.read_to_string(&mut errors).unwrap();
-            errors
-        });
+        let mut child = die_with_parent(command).spawn().unwrap();
+        let errors = Console::new(child.stderr.take().unwrap(), None);
         let stdin = child.stdin.take().map(|stdin| Box::new(stdin) as _);
         let console = match reader(child.stdout.take()) {
             Some(stdout) => Console::new(stdout, stdin),
@@ -84,6 +83,15 @@ impl Vmm {
     pub fn wait_for(&mut self, text: &str) {
         if let Err(error) = self.console.wait_for(text, LIMIT) {
             panic!("{error}; the output: {}", self.console.text());
+        }
+    }
+
+    /// Waits for a line of standard error that begins with `start`, and returns the rest of it.
+    pub fn wait_for_error(&mut self, start: &str) -> String {
+        let found = self.errors.wait_for(start, LIMIT).and_then(|_| self.errors.wait_for("\n", LIMIT));
+        match found {
+            Ok(rest) => String::from_utf8(rest).unwrap(),
+            Err(error) => panic!("{error}; standard error: {}", self.errors.text()),
         }
     }
 
@@ -122,7 +130,8 @@ impl Vmm {
         match self.process.wait(LIMIT) {
             Ok(status) => {
                 self.console.wait_end(LIMIT).unwrap();
-                let ended = Ended { output: self.console.text(), errors: self.errors.join().unwrap() };
+                self.errors.wait_end(LIMIT).unwrap();
+                let ended = Ended { output: self.console.text(), errors: self.errors.text() };
                 assert_eq!(status.code(), Some(code), "{status}, {ended:#?}");
                 ended
             }

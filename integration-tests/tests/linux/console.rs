@@ -50,17 +50,18 @@ fn guest_goes_on_when_its_input_is_closed() {
     assert_eq!(guest.wait_exit(END_LIMIT).unwrap().code(), Some(0));
 }
 
-/// Echo and line editing: what a shell's terminal has, and one in raw mode has not.
-fn modes(guest: &Guest) -> (bool, bool) {
-    let settings = guest.terminal().unwrap();
-    (settings.echoes(), settings.edits_lines())
-}
-
 /// A guest on a terminal, which it has to itself.
 fn guest_at_a_terminal() -> Guest {
     let guest = ready(Guest::builder().stdio(Stdio::Pty));
-    assert_eq!(modes(&guest), (false, false), "the terminal is raw while the guest runs");
+    let settings = guest.terminal().unwrap();
+    assert!(!settings.echoes() && !settings.edits_lines(), "the terminal is raw while the guest runs");
     guest
+}
+
+/// Asserts that every setting of the terminal is what it was before the start.
+#[track_caller]
+fn terminal_is_restored(guest: &Guest) {
+    assert_eq!(guest.terminal().unwrap(), guest.terminal_before().unwrap());
 }
 
 #[test]
@@ -68,7 +69,7 @@ fn terminal_is_restored_after_poweroff() {
     let mut guest = guest_at_a_terminal();
     guest.begin("poweroff", END_LIMIT).unwrap();
     assert_eq!(guest.wait_exit(END_LIMIT).unwrap().code(), Some(0));
-    assert_eq!(modes(&guest), (true, true));
+    terminal_is_restored(&guest);
 }
 
 #[test]
@@ -76,7 +77,7 @@ fn terminal_is_restored_after_sigterm() {
     let mut guest = guest_at_a_terminal();
     guest.signal(libc::SIGTERM).unwrap();
     assert_eq!(guest.wait_exit(END_LIMIT).unwrap().code(), Some(143));
-    assert_eq!(modes(&guest), (true, true));
+    terminal_is_restored(&guest);
 }
 
 #[test]
@@ -85,7 +86,7 @@ fn terminal_is_restored_after_a_crash_of_the_monitor() {
     guest.signal(libc::SIGSEGV).unwrap();
     let status = guest.wait_exit(END_LIMIT).unwrap();
     assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(libc::SIGSEGV));
-    assert_eq!(modes(&guest), (true, true));
+    terminal_is_restored(&guest);
 }
 
 #[test]
@@ -93,5 +94,5 @@ fn escape_key_ends_the_guest_and_restores_the_terminal() {
     let mut guest = guest_at_a_terminal();
     guest.send(b"\x01x").unwrap();
     assert_eq!(guest.wait_exit(END_LIMIT).unwrap().code(), Some(0));
-    assert_eq!(modes(&guest), (true, true));
+    terminal_is_restored(&guest);
 }

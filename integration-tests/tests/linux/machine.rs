@@ -68,7 +68,11 @@ fn processors_offer_no_virtualization_and_keep_time_without_calibration() {
     let clock = output(&mut guest, "cat /sys/devices/system/clocksource/clocksource0/current_clocksource");
     assert!(clock == "kvm-clock" || clock == "tsc", "{clock}");
     let log = output(&mut guest, "dmesg");
-    assert!(!log.contains("calibrat") || log.contains("skipped"), "{log}");
+    let calibrations: Vec<_> =
+        log.lines().filter(|line| line.to_ascii_lowercase().contains("calibrat")).collect();
+    // The kernel says at least this of its delay loop.
+    assert!(!calibrations.is_empty(), "{log}");
+    assert!(calibrations.iter().all(|line| line.contains("skipped")), "{calibrations:?}");
 }
 
 /// Physical ranges of RAM in /proc/iomem.

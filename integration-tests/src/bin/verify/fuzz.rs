@@ -72,6 +72,9 @@ pub fn run(context: &Context) -> Result<Passed> {
         .iter()
         .filter(|package| package.metadata.as_ref().is_some_and(|mark| mark.cargo_fuzz))
         .collect();
+    if packages.is_empty() {
+        return Err(Error::Protocol("no package has `cargo-fuzz = true` in its metadata".to_owned()));
+    }
     let target_dir = target_dir().join("fuzz");
     let mut command = cargo();
     command.args(["build", "--quiet", "--target", TARGET, "--target-dir"]).arg(&target_dir);
@@ -108,6 +111,11 @@ impl Fuzzer {
         let name = &self.name;
         let scratch = tempfile::tempdir().doing(|| "cannot create a folder for the corpus".to_owned())?;
         let seeds = copy_files(&self.seeds, scratch.path())?;
+        if seeds == 0 {
+            let text = format!("fuzz target {name} has no seeds in {}", self.seeds.display());
+            println!("{name} FAILED: no seeds");
+            return Err(Error::Protocol(text));
+        }
         let artifacts = target_dir.join("artifacts").join(name);
         fs::create_dir_all(&artifacts).doing(|| format!("cannot create {}", artifacts.display()))?;
 

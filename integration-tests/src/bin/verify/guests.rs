@@ -1,13 +1,12 @@
 //! The steps that run `vmm`: its test binaries are built statically and run where guests run.
 
 use std::ffi::OsString;
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use kindling_integration_tests::bare_metal::{IMAGES_VARIABLE, Images};
 use kindling_integration_tests::error::{Error, Result};
-use kindling_integration_tests::place;
+use kindling_integration_tests::place::{self, kvm_opens};
 use kindling_integration_tests::run;
 use kindling_integration_tests::runner::{EXIT_HOST_BROKEN, FILES_VARIABLE, VMM_VARIABLE};
 use kindling_integration_tests::workspace::{HOST_RUNNER, VMM, cargo, link_statically};
@@ -19,12 +18,12 @@ use crate::steps::Passed;
 
 /// How `vmm` ends, and what it says, for input it cannot work with.
 pub fn bad_input(context: &Context) -> Result<Passed> {
-    run_tests(context, "bad_input", on_any_kvm(), |_| Ok(()))
+    run_tests(context, "bad_input", Needs::AnyKvm, |_| Ok(()))
 }
 
 /// The bare-metal guest's tests.
 pub fn bare_metal(context: &Context) -> Result<Passed> {
-    run_tests(context, "bare_metal", on_any_kvm(), |command| {
+    run_tests(context, "bare_metal", Needs::AnyKvm, |command| {
         let images = Images::build(&context.progress)?;
         let files: Vec<_> =
             [&images.guest, &images.exit, &images.mark].into_iter().map(PathBuf::as_path).collect();
@@ -38,20 +37,31 @@ pub fn bare_metal(context: &Context) -> Result<Passed> {
 
 /// The tests with stock Linux guests.
 pub fn linux(context: &Context) -> Result<Passed> {
-    run_tests(context, "linux", None, |_| Ok(()))
+    run_tests(context, "linux", Needs::GuestKernels, |_| Ok(()))
 }
 
-/// Where tests run that any KVM will do for: here, if there is one.
-fn on_any_kvm() -> Option<&'static str> {
-    let kvm = File::options().read(true).write(true).open("/dev/kvm");
-    Some(if kvm.is_ok() { "native" } else { "nested" })
+/// What tests need.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Needs {
+    /// Any KVM, also one that emulates guest kernels.
+    AnyKvm,
+    /// One that runs them, and what guests are booted from.
+    GuestKernels,
 }
 
-/// Builds a test binary and runs it under `host-runner`, unless the filter leaves nothing of it.
+impl Needs {
+    /// Whether the tests run on this machine as any program does, so that nothing has to be prepared for them.
+    /// `wanted` is what [`place::VARIABLE`] says.
+    fn run_directly(self, wanted: &str, kvm_opens: bool) -> bool {
+        self == Self::AnyKvm && (wanted == "native" || wanted.is_empty() && kvm_opens)
+    }
+}
+
+/// Builds a test binary and runs it, unless the filter leaves nothing of it: under `host-runner`, or directly.
 fn run_tests(
     context: &Context,
     name: &str,
-    place: Option<&str>,
+    needs: Needs,
     prepare: impl FnOnce(&mut Command) -> Result<()>,
 ) -> Result<Passed> {
     let progress = &context.progress;
@@ -59,14 +69,19 @@ fn run_tests(
     if context.filter.is_some() && !has_tests(&binary, context)? {
         return Ok(Passed { note: "no test has such a name".to_owned(), tests: 0 });
     }
-    let mut command = Command::new(HOST_RUNNER.build(progress)?);
-    command.arg(&binary).args(&context.filter).args(["--color", colour()]);
-    command.env(VMM_VARIABLE, vmm(context)?);
-    match place {
-        // Whoever says where guests run means these tests, too.
-        Some(place) if std::env::var_os(place::VARIABLE).is_none() => command.env(place::VARIABLE, place),
-        _ => &mut command,
+    let wanted = std::env::var(place::VARIABLE).unwrap_or_default();
+    let mut command = if needs.run_directly(&wanted, kvm_opens()) {
+        Command::new(&binary)
+    } else {
+        let mut command = Command::new(HOST_RUNNER.build(progress)?);
+        command.arg(&binary);
+        if needs == Needs::AnyKvm && wanted.is_empty() {
+            command.env(place::VARIABLE, "nested");
+        }
+        command
     };
+    command.args(&context.filter).args(["--color", colour()]);
+    command.env(VMM_VARIABLE, vmm(context)?);
     prepare(&mut command)?;
     let broken = |code| {
         let text = "the nested host broke; that says nothing about the tests";
@@ -135,6 +150,15 @@ fn has_tests(binary: &Path, context: &Context) -> Result<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_tests_for_any_kvm_run_directly_and_only_where_there_is_one() {
+        assert!(Needs::AnyKvm.run_directly("", true));
+        assert!(Needs::AnyKvm.run_directly("native", false));
+        assert!(!Needs::AnyKvm.run_directly("", false));
+        assert!(!Needs::AnyKvm.run_directly("nested", true));
+        assert!(!Needs::GuestKernels.run_directly("native", true));
+    }
 
     #[test]
     fn the_executable_is_the_one_of_the_named_target() {

@@ -4,7 +4,7 @@ use std::io::{self, IsTerminal, Read, Write};
 use std::process::{Command, Stdio};
 
 use kindling_integration_tests::error::{Context, Error, Result};
-use kindling_integration_tests::run;
+use kindling_integration_tests::run::{self, die_with_parent};
 
 use crate::steps::Passed;
 
@@ -17,6 +17,8 @@ pub struct Tests {
     pub failed: u32,
     /// Tests that were skipped by name or attribute.
     pub ignored: u32,
+    /// Test binaries that said how their tests ended.
+    pub results: u32,
 }
 
 impl Tests {
@@ -25,6 +27,7 @@ impl Tests {
         self.passed += other.passed;
         self.failed += other.failed;
         self.ignored += other.ignored;
+        self.results += other.results;
     }
 
     /// As the result of a step.
@@ -38,7 +41,7 @@ impl Tests {
 
     /// Reads a line such as `test result: ok. 12 passed; 0 failed; 1 ignored; …`.
     fn from_line(line: &str) -> Option<Self> {
-        let mut tests = Self::default();
+        let mut tests = Self { results: 1, ..Self::default() };
         let (_, counts) = line.split_once("test result: ")?.1.split_once(". ")?;
         for count in counts.split("; ") {
             match count.trim().split_once(' ') {
@@ -70,8 +73,7 @@ fn count_tests(
     out: &mut impl Write,
     explain: impl Fn(i32) -> Option<String>,
 ) -> Result<Tests> {
-    let mut child = command
-        .stdout(Stdio::piped())
+    let mut child = die_with_parent(command.stdout(Stdio::piped()))
         .spawn()
         .doing(|| format!("cannot run {}", command.get_program().display()))?;
     let tests = match child.stdout.take() {
@@ -79,8 +81,11 @@ fn count_tests(
         None => Tests::default(),
     };
     let status = child.wait().doing(|| format!("cannot wait for {}", command.get_program().display()))?;
-    if status.success() {
+    if status.success() && tests.results > 0 {
         return Ok(tests);
+    }
+    if status.success() {
+        return Err(failed(command, "it printed no `test result:` line".to_owned()));
     }
     let why = status.code().and_then(explain).unwrap_or_else(|| match tests.failed {
         0 => status.to_string(),
@@ -134,7 +139,7 @@ mod tests {
             test result: \x1b[31mFAILED\x1b(B\x1b[m. 2 passed; 1 failed; 0 ignored; 0 measured\r\n";
         let mut copy = Vec::new();
         let tests = tee(text.as_bytes(), &mut copy);
-        assert_eq!(tests, Tests { passed: 14, failed: 1, ignored: 1 });
+        assert_eq!(tests, Tests { passed: 14, failed: 1, ignored: 1, results: 2 });
         assert_eq!(copy, text.as_bytes());
     }
 
@@ -144,6 +149,9 @@ mod tests {
         command.args(["-c", "echo 'test result: FAILED. 1 passed; 2 failed'; exit 101"]);
         let error = count_tests(&mut command, &mut Vec::new(), |_| None).unwrap_err().to_string();
         assert!(error.ends_with(": 2 tests failed, 1 passed"), "{error}");
+        let mut command = Command::new("sh");
+        let error = count_tests(command.args(["-c", "echo fine"]), &mut Vec::new(), |_| None).unwrap_err();
+        assert!(error.to_string().ends_with("no `test result:` line"), "{error}");
         let mut command = Command::new("sh");
         let command = command.args(["-c", "exit 3"]);
         let error =
