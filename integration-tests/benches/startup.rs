@@ -1,6 +1,6 @@
 //! What a start costs: `vmm` beside the floor program, which makes the same KVM calls and does nothing else.
 //!
-//!     cargo bench --profile tools --package kindling-integration-tests --bench startup [-- ROUNDS]
+//!     cargo bench --package kindling-integration-tests --bench startup [-- ROUNDS]
 //!
 //! Both run the same images of the bare-metal guest with one vCPU and 128 MiB, in turn, in the same run; the table
 //! shows medians. Absolute times depend on the machine and its load, the ratio less so.

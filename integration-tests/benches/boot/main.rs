@@ -1,6 +1,6 @@
 //! Whole boots under the counting clock: `vmm` beside QEMU's machine `microvm`, and beside the floor program.
 //!
-//!     cargo bench --profile tools --package kindling-integration-tests --bench boot [-- ROUNDS]
+//!     cargo bench --package kindling-integration-tests --bench boot [-- ROUNDS]
 //!
 //! Each figure is taken in a fresh nested host with one processor whose clock counts instructions, a nanosecond for
 //! each: what the monitor, the host's kernel and the guest execute between the start of the process and its end. It

@@ -1,6 +1,7 @@
 //! How a guest ends and what the process makes of it. The exit codes are those of `vmm --help`.
 
 use std::os::unix::process::CommandExt;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use kindling_integration_tests::harness::scaled;
@@ -59,16 +60,7 @@ fn sighup_ends_a_guest_that_spins() {
 #[test]
 fn a_hangup_that_is_ignored_as_under_nohup_does_not_end_the_guest() {
     let mut command = run("echo", &[]);
-    let ignore = || {
-        // SAFETY: the call changes what this process, which has no handlers yet, does with a signal.
-        match unsafe { libc::signal(libc::SIGHUP, libc::SIG_IGN) } {
-            libc::SIG_ERR => Err(std::io::Error::last_os_error()),
-            _ => Ok(()),
-        }
-    };
-    // SAFETY: the closure makes one system call and allocates nothing.
-    unsafe { command.pre_exec(ignore) };
-    let mut vmm = Vmm::start(&mut command);
+    let mut vmm = Vmm::start(started_with(&mut command, libc::SIGHUP, libc::SIG_IGN));
     vmm.wait_for("ready\n");
     vmm.signal(libc::SIGHUP);
     // The thread that serves the console serves signals, too: had it taken this one, it would not get so far.
@@ -96,8 +88,22 @@ fn sigterm_ends_a_guest_that_waits_for_input() {
     ends_by_signal(&mut run("echo", &[]), "ready", libc::SIGTERM, 143);
 }
 
-fn ends_by_signal(command: &mut std::process::Command, ready: &str, signal: libc::c_int, code: i32) {
-    let mut vmm = Vmm::start(command);
+/// Has `command` start with this disposition of `signal`.
+fn started_with(command: &mut Command, signal: libc::c_int, disposition: libc::sighandler_t) -> &mut Command {
+    let set = move || {
+        // SAFETY: the call changes what this process, which has no handlers yet, does with a signal.
+        match unsafe { libc::signal(signal, disposition) } {
+            libc::SIG_ERR => Err(std::io::Error::last_os_error()),
+            _ => Ok(()),
+        }
+    };
+    // SAFETY: the closure makes one system call and allocates nothing.
+    unsafe { command.pre_exec(set) }
+}
+
+fn ends_by_signal(command: &mut Command, ready: &str, signal: libc::c_int, code: i32) {
+    // A shell has its background jobs ignore SIGINT, the tests maybe among them.
+    let mut vmm = Vmm::start(started_with(command, signal, libc::SIG_DFL));
     vmm.wait_for(ready);
     let start = Instant::now();
     vmm.signal(signal);
