@@ -71,8 +71,10 @@ pub fn run(config: &VmConfig) -> Result<Outcome, Error> {
     result
 }
 
+/// Starts the threads, the boot processor's last: no guest code runs before every thread is there.
 fn start_vcpus(vcpus: Vec<VcpuFd>, shared: &Shared, threads: &mut Vec<Vcpu>) -> Result<(), Error> {
-    for (index, vcpu) in (0..).zip(vcpus) {
+    let indices = (0..=u8::MAX).take(vcpus.len());
+    for (index, vcpu) in indices.zip(vcpus).rev() {
         threads.push(Vcpu::start(index, vcpu, shared.clone()).map_err(Error::host("start a vCPU thread"))?);
     }
     Ok(())
