@@ -1,0 +1,1 @@
+//! A virtio memory balloon.

@@ -1,0 +1,1 @@
+//! A virtio block device over raw files and block devices.

@@ -1,0 +1,145 @@
+//! Walking a descriptor chain (VIRTIO 1.2, 2.7.5), which the driver may have built in any way, and may change meanwhile.
+
+use std::sync::Arc;
+
+use virtio_bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
+use vm_memory::{GuestAddress, GuestMemoryBackend};
+
+use crate::buffers::PushError;
+use crate::{GuestMemory, QueueError, Readable, Writable};
+
+/// Bytes of a descriptor.
+pub(crate) const DESCRIPTOR_SIZE: usize = 16;
+
+/// A request of the driver: the buffers of one descriptor chain.
+///
+/// A worker makes one, or as many as it has requests in flight, and has [`Queue::pop`](crate::Queue::pop) fill it again
+/// and again: after the first few requests, nothing is allocated.
+pub struct Chain {
+    head: u16,
+    /// What the device may read.
+    pub readable: Readable,
+    /// What the device may write.
+    pub writable: Writable,
+}
+
+impl Chain {
+    /// An empty chain of this memory.
+    pub fn new(memory: &Arc<GuestMemory>) -> Self {
+        Self {
+            head: 0,
+            readable: Readable::new(Arc::clone(memory)),
+            writable: Writable::new(Arc::clone(memory)),
+        }
+    }
+
+    /// The index of its first descriptor, by which the driver knows it. A queue has at most one chain of that name in
+    /// flight.
+    pub fn head(&self) -> u16 {
+        self.head
+    }
+
+    /// Reads the chain that begins at `head` of `table`.
+    pub(crate) fn load(&mut self, table: Table, head: u16, indirect: bool) -> Result<(), QueueError> {
+        self.head = head;
+        self.readable.clear();
+        self.writable.clear();
+        let most = table.size;
+        let (mut table, mut index, mut indirect) = (table, head, indirect);
+        for _ in 0..most {
+            let descriptor = table.read(index)?;
+            if descriptor.has(VRING_DESC_F_INDIRECT) {
+                // Neither nested nor followed by anything (VIRTIO 1.2, 2.7.5.3.1).
+                if !indirect || descriptor.has(VRING_DESC_F_NEXT) {
+                    return Err(descriptor.bad_table());
+                }
+                indirect = false;
+                table = self.indirect_table(&descriptor, most)?;
+                index = 0;
+                continue;
+            }
+            self.add(&descriptor)?;
+            if !descriptor.has(VRING_DESC_F_NEXT) {
+                return Ok(());
+            }
+            index = descriptor.next;
+        }
+        Err(QueueError::ChainLength { head, size: most })
+    }
+
+    fn add(&mut self, descriptor: &Descriptor) -> Result<(), QueueError> {
+        let &Descriptor { address, len, .. } = descriptor;
+        let pushed = if descriptor.has(VRING_DESC_F_WRITE) {
+            self.writable.push(address, len)
+        } else if self.writable.is_empty() {
+            self.readable.push(address, len)
+        } else {
+            return Err(QueueError::Order { head: self.head });
+        };
+        pushed.map_err(|error| match error {
+            PushError::TooLong => QueueError::TooLong { head: self.head },
+            PushError::Memory(source) => QueueError::Buffer { address, len, source },
+        })
+    }
+
+    fn indirect_table(&self, descriptor: &Descriptor, most: u16) -> Result<Table, QueueError> {
+        let len = descriptor.len as usize;
+        let size = u16::try_from(len / DESCRIPTOR_SIZE).ok();
+        let (Some(size @ 1..), 0) = (size, len % DESCRIPTOR_SIZE) else {
+            return Err(descriptor.bad_table());
+        };
+        let slice = self
+            .readable
+            .memory()
+            .get_slice(GuestAddress(descriptor.address), len)
+            .map_err(|_| descriptor.bad_table())?;
+        // No entry of a table that is longer than a chain can be is ever reached.
+        Ok(Table { base: slice.ptr_guard().as_ptr(), size: size.min(most) })
+    }
+}
+
+/// A descriptor table in mapped guest memory.
+#[derive(Clone, Copy)]
+pub(crate) struct Table {
+    /// Its first byte. `size` descriptors from here on are mapped for as long as the table is used.
+    pub base: *const u8,
+    /// Its entries.
+    pub size: u16,
+}
+
+impl Table {
+    fn read(&self, index: u16) -> Result<Descriptor, QueueError> {
+        if index >= self.size {
+            return Err(QueueError::DescriptorIndex { index, size: self.size });
+        }
+        let at = self.base.wrapping_add(usize::from(index) * DESCRIPTOR_SIZE);
+        // SAFETY: the descriptor is in the table, since `index` is below its size, and so it is mapped. Arrays of bytes
+        // need no alignment. A guest that changes it meanwhile gets what it deserves: any bytes are valid.
+        let bytes = unsafe { at.cast::<[u8; DESCRIPTOR_SIZE]>().read_volatile() };
+        let value = u128::from_le_bytes(bytes);
+        Ok(Descriptor {
+            address: value as u64,
+            len: (value >> 64) as u32,
+            flags: (value >> 96) as u16,
+            next: (value >> 112) as u16,
+        })
+    }
+}
+
+/// VIRTIO 1.2, 2.7.5.
+struct Descriptor {
+    address: u64,
+    len: u32,
+    flags: u16,
+    next: u16,
+}
+
+impl Descriptor {
+    fn has(&self, flag: u32) -> bool {
+        u32::from(self.flags) & flag != 0
+    }
+
+    fn bad_table(&self) -> QueueError {
+        QueueError::Indirect { address: self.address, len: self.len }
+    }
+}

@@ -1,0 +1,1 @@
+//! A virtio network device over a tap.

@@ -1,0 +1,1 @@
+//! A virtio entropy device.

@@ -1,0 +1,1 @@
+//! A virtio socket device whose host side is Unix sockets.
