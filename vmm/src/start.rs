@@ -64,16 +64,17 @@ fn configuration(options: &RunOptions) -> Result<VmConfig, Error> {
     let machine_config = MachineConfig::new(options.cpus.into(), memory).map_err(|error: FieldError| {
         FieldError { field: format!("machine-config.{}", error.field), cause: error.cause }
     })?;
+    let boot_source = BootSource {
+        kernel_image_path: options.kernel.clone(),
+        initrd_path: options.initrd.clone(),
+        boot_args: options.cmdline.clone(),
+        boot_protocol: options.boot_protocol,
+    };
     let config = VmConfig {
-        boot_source: BootSource {
-            kernel_image_path: options.kernel.clone(),
-            initrd_path: options.initrd.clone(),
-            boot_args: options.cmdline.clone(),
-            boot_protocol: options.boot_protocol,
-        },
         machine_config: MachineConfig { smt: options.smt, huge_pages: options.huge_pages, ..machine_config },
         serial: Some(options.serial.clone()),
         logger: Some(logger(LoggerConfig::default(), &options.log)?),
+        ..VmConfig::new(boot_source)
     };
     config.validate()?;
     Ok(config)

@@ -8,25 +8,18 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
 use crate::error::{ConfigError, FieldError};
-use crate::{BootSource, LoggerConfig, MachineConfig, SerialConfig, json};
+use crate::id::check_unique;
+use crate::{
+    BalloonConfig, BootSource, DriveConfig, EntropyConfig, LoggerConfig, MachineConfig,
+    NetworkInterfaceConfig, SerialConfig, VsockConfig, json,
+};
 
 /// Largest config file in bytes.
 pub const CONFIG_MAX_LEN: usize = 256 << 10;
 
 /// Sections that Firecracker's config file knows and this monitor does not serve yet. Tools write all of them, so one
 /// that is null or an empty list asks for nothing and is accepted.
-const SECTIONS_TO_COME: &[&str] = &[
-    "balloon",
-    "cpu-config",
-    "drives",
-    "entropy",
-    "memory-hotplug",
-    "metrics",
-    "mmds-config",
-    "network-interfaces",
-    "pmem",
-    "vsock",
-];
+const SECTIONS_TO_COME: &[&str] = &["cpu-config", "memory-hotplug", "metrics", "mmds-config", "pmem"];
 
 /// The whole machine as asked for: the config file, and the reply to `GET /vm/config`.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -37,6 +30,21 @@ pub struct VmConfig {
     /// Processors and memory.
     #[serde(default, deserialize_with = "null_is_default")]
     pub machine_config: MachineConfig,
+    /// Block devices, in the order in which the guest sees them, but for the root device, which comes first.
+    #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "Vec::is_empty")]
+    pub drives: Vec<DriveConfig>,
+    /// Network devices, in the order in which the guest sees them.
+    #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "Vec::is_empty")]
+    pub network_interfaces: Vec<NetworkInterfaceConfig>,
+    /// Sockets between guest and host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vsock: Option<VsockConfig>,
+    /// A source of random bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub entropy: Option<EntropyConfig>,
+    /// A memory balloon.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub balloon: Option<BalloonConfig>,
     /// The serial console.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub serial: Option<SerialConfig>,
@@ -46,6 +54,22 @@ pub struct VmConfig {
 }
 
 impl VmConfig {
+    /// A machine that boots `boot_source`, the rest as by default: no devices but the console.
+    #[must_use]
+    pub fn new(boot_source: BootSource) -> Self {
+        Self {
+            boot_source,
+            machine_config: MachineConfig::default(),
+            drives: Vec::new(),
+            network_interfaces: Vec::new(),
+            vsock: None,
+            entropy: None,
+            balloon: None,
+            serial: None,
+            logger: None,
+        }
+    }
+
     /// Reads and checks a configuration.
     ///
     /// # Errors
@@ -95,6 +119,26 @@ impl VmConfig {
     pub fn validate(&self) -> Result<(), FieldError> {
         self.boot_source.validate().map_err(|error| error.within("boot-source"))?;
         self.machine_config.validate().map_err(|error| error.within("machine-config"))?;
+        self.validate_drives()?;
+        for (index, interface) in self.network_interfaces.iter().enumerate() {
+            let place = |error: FieldError| error.within(&format!("network-interfaces[{index}]"));
+            interface.validate().map_err(place)?;
+        }
+        check_unique(
+            "network-interfaces",
+            "iface_id",
+            self.network_interfaces.iter().map(|interface| interface.iface_id.as_str()),
+        )?;
+        if let Some(vsock) = &self.vsock {
+            vsock.validate().map_err(|error| error.within("vsock"))?;
+        }
+        if let Some(entropy) = &self.entropy {
+            entropy.validate().map_err(|error| error.within("entropy"))?;
+        }
+        if let Some(balloon) = &self.balloon {
+            let memory = self.machine_config.mem_size_mib;
+            balloon.validate(memory).map_err(|error| error.within("balloon"))?;
+        }
         if let Some(serial) = &self.serial {
             serial.validate().map_err(|error| error.within("serial"))?;
         }
@@ -102,6 +146,21 @@ impl VmConfig {
             logger.validate().map_err(|error| error.within("logger"))?;
         }
         Ok(())
+    }
+
+    fn validate_drives(&self) -> Result<(), FieldError> {
+        let mut root = None;
+        for (index, drive) in self.drives.iter().enumerate() {
+            let place = |error: FieldError| error.within(&format!("drives[{index}]"));
+            drive.validate().map_err(place)?;
+            if drive.is_root_device
+                && let Some(first) = root.replace(index)
+            {
+                let cause = format!("must be false, since drives[{first}] is the root device");
+                return Err(place(FieldError::new("is_root_device", cause)));
+            }
+        }
+        check_unique("drives", "drive_id", self.drives.iter().map(|drive| drive.drive_id.as_str()))
     }
 }
 

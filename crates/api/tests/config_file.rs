@@ -35,13 +35,13 @@ fn every_field_is_read() {
             "log_path": "/log", "level": "WARN", "show_level": true, "show_log_origin": false, "module": "api"
         }
     }"#;
+    let boot_source = BootSource {
+        kernel_image_path: "/k".into(),
+        initrd_path: Some("/i".into()),
+        boot_args: Some("console=ttyS0".into()),
+        boot_protocol: BootProtocol::Pvh,
+    };
     let expected = VmConfig {
-        boot_source: BootSource {
-            kernel_image_path: "/k".into(),
-            initrd_path: Some("/i".into()),
-            boot_args: Some("console=ttyS0".into()),
-            boot_protocol: BootProtocol::Pvh,
-        },
         machine_config: MachineConfig {
             vcpu_count: 254,
             mem_size_mib: 4096,
@@ -58,6 +58,7 @@ fn every_field_is_read() {
             show_log_origin: Some(false),
             module: Some("api".into()),
         }),
+        ..VmConfig::new(boot_source)
     };
     assert_eq!(VmConfig::from_json(text.as_bytes()).unwrap(), expected);
 }
@@ -98,16 +99,16 @@ fn a_bad_file_is_refused_with_the_field_and_the_cause() {
         ("null".into(), "must be an object, got null"),
         (
             format!(r#"{{{BOOT}, "machine_config": {{}}}}"#),
-            "unknown field `machine_config`, expected one of `boot-source`, `machine-config`, `serial`, `logger`",
+            "unknown field `machine_config`, expected one of `boot-source`, `machine-config`, `drives`, `network-interfaces`, `vsock`, `entropy`, `balloon`, `serial`, `logger`",
         ),
         (
             format!("{{{BOOT}, \"a\\nb\": 1}}"),
-            "unknown field `a\\nb`, expected one of `boot-source`, `machine-config`, `serial`, `logger`",
+            "unknown field `a\\nb`, expected one of `boot-source`, `machine-config`, `drives`, `network-interfaces`, `vsock`, `entropy`, `balloon`, `serial`, `logger`",
         ),
         // Sections to come.
-        (format!(r#"{{{BOOT}, "drives": [{{}}]}}"#), "drives: not supported yet"),
-        (format!(r#"{{{BOOT}, "vsock": {{"guest_cid": 3}}}}"#), "vsock: not supported yet"),
-        (format!(r#"{{{BOOT}, "balloon": false}}"#), "balloon: not supported yet"),
+        (format!(r#"{{{BOOT}, "pmem": [{{}}]}}"#), "pmem: not supported yet"),
+        (format!(r#"{{{BOOT}, "mmds-config": {{"version": "V2"}}}}"#), "mmds-config: not supported yet"),
+        (format!(r#"{{{BOOT}, "metrics": false}}"#), "metrics: not supported yet"),
         // boot-source
         ("{}".into(), "boot-source: is required"),
         (r#"{"boot-source": null}"#.into(), "boot-source: must be an object, got null"),
@@ -333,10 +334,10 @@ fn config() -> impl Strategy<Value = VmConfig> {
     ];
     (boot_source, machine(), proptest::option::of(serial), proptest::option::of(logger())).prop_map(
         |(boot_source, machine_config, serial, logger)| VmConfig {
-            boot_source,
             machine_config,
             serial,
             logger,
+            ..VmConfig::new(boot_source)
         },
     )
 }
