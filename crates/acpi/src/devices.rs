@@ -1,6 +1,7 @@
-//! The DSDT's entries for the devices that every machine has at their customary ports.
+//! The DSDT's entries for devices that no bus enumerates: those that every machine has at their customary ports, and
+//! those with virtio-mmio registers.
 
-use acpi_tables::aml::{Device, EISAName, IO, Interrupt, Name, ResourceTemplate};
+use acpi_tables::aml::{Device, EISAName, IO, Interrupt, Memory32Fixed, Name, ResourceTemplate};
 use acpi_tables::{Aml, AmlSink};
 
 /// The first serial port: ports 0x3F8 to 0x3FF, interrupt 4.
@@ -41,6 +42,40 @@ impl Aml for Keyboard {
                         &IO::new(0x60, 0x60, 1, 1),
                         &IO::new(0x64, 0x64, 1, 1),
                         &isa_interrupt(1),
+                    ]),
+                ),
+            ],
+        )
+        .to_aml_bytes(sink);
+    }
+}
+
+/// A device with virtio-mmio registers (VIRTIO 1.2, 4.2). Linux's driver knows them by the id LNRO0005.
+#[derive(Debug, Clone, Copy)]
+pub struct VirtioMmio {
+    /// Tells the devices apart: 0 to 0xFFF.
+    pub index: u16,
+    /// Guest-physical address of the registers.
+    pub base: u32,
+    /// Bytes of address space that they take.
+    pub size: u32,
+    /// The interrupt line, which other such devices may share. Edge-triggered, active high.
+    pub gsi: u32,
+}
+
+impl Aml for VirtioMmio {
+    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
+        let (consumer, edge_triggered, active_low, shared) = (true, true, false, true);
+        Device::new(
+            format!("V{:03X}", self.index & 0xfff).as_str().into(),
+            vec![
+                &Name::new("_HID".into(), &"LNRO0005"),
+                &Name::new("_UID".into(), &self.index),
+                &Name::new(
+                    "_CRS".into(),
+                    &ResourceTemplate::new(vec![
+                        &Memory32Fixed::new(true, self.base, self.size),
+                        &Interrupt::new(consumer, edge_triggered, active_low, shared, self.gsi),
                     ]),
                 ),
             ],

@@ -7,7 +7,7 @@ mod power;
 mod x86_64;
 
 pub use acpi_tables::Aml;
-pub use devices::{Com1, Keyboard};
+pub use devices::{Com1, Keyboard, VirtioMmio};
 pub use power::{POWER_REGISTERS_BASE, POWER_REGISTERS_SIZE, PowerEvent, PowerRegisters};
 #[cfg(target_arch = "x86_64")]
 pub use x86_64::{Config, MAX_VCPUS, write_tables};

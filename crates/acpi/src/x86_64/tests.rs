@@ -3,7 +3,7 @@
 use vm_memory::GuestMemoryMmap;
 
 use super::*;
-use crate::{Com1, Keyboard};
+use crate::{Com1, Keyboard, VirtioMmio};
 
 /// An AML object of a given length.
 struct Filler(usize);
@@ -219,4 +219,26 @@ fn memory_that_ends_before_the_area_is_an_error() {
     let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 0xe_0000)]).unwrap();
     let error = write_tables(&memory, &Config { vcpus: 1, devices: &[] }).unwrap_err();
     assert!(matches!(error, Error::WriteMemory { address: 0xe_0000, .. }), "{error}");
+}
+
+#[test]
+fn hundreds_of_virtio_devices_fit_each_with_its_registers_and_line() {
+    let devices: Vec<_> = (0..500_u16)
+        .map(|index| VirtioMmio {
+            index,
+            base: 0xf000_0000 + u32::from(index) * 0x1000,
+            size: 0x1000,
+            gsi: 5,
+        })
+        .collect();
+    let devices: Vec<&dyn Aml> = devices.iter().map(|device| device as &dyn Aml).collect();
+    let dsdt = Guest::new(1, &devices).dsdt();
+    let count = |wanted: &[u8]| dsdt.windows(wanted.len()).filter(|bytes| *bytes == wanted).count();
+    assert_eq!(count(b"LNRO0005"), 500);
+    assert_eq!(count(b"V000"), 1);
+    assert_eq!(count(b"V1F3"), 1);
+    // Memory32Fixed (ACPI 6.5, 6.4.3.4): writable, base, length.
+    assert_eq!(count(&[0x86, 9, 0, 1, 0x00, 0x30, 0x1f, 0xf0, 0x00, 0x10, 0, 0]), 1);
+    // Extended interrupt (6.4.3.6): consumer, edge-triggered, active high, shared; one line: 5.
+    assert_eq!(count(&[0x89, 6, 0, 0b1011, 1, 5, 0, 0, 0]), 500);
 }
