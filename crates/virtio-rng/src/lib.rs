@@ -1,1 +1,110 @@
-//! A virtio entropy device.
+#![doc = include_str!("../README.md")]
+#![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::arithmetic_side_effects))]
+
+mod worker;
+
+use std::io;
+use std::sync::Arc;
+
+use kindling_metrics::{Metrics, counters};
+use kindling_rate_limiter::{BucketConfig, RateLimiter};
+use kindling_virtio_device::{ActivateError, Activation, ConfigSpace, Device, Settings, Worker, Workers};
+use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
+
+use worker::RngWorker;
+
+/// Most bytes that one request gets. A driver that wants more asks again (VIRTIO 1.2, 5.4.6.1).
+pub const REQUEST_MAX: u32 = 64 << 10;
+
+/// The entropy device's only queue.
+const QUEUES: [u16; 1] = [256];
+
+/// Limits of what the guest gets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// Of bytes.
+    pub bandwidth: Option<BucketConfig>,
+    /// Of requests.
+    pub ops: Option<BucketConfig>,
+}
+
+/// Why there is no entropy device.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A limit cannot be.
+    #[error("cannot limit the entropy device")]
+    Limits(#[from] kindling_rate_limiter::Error),
+}
+
+counters! {
+    /// What an entropy device did.
+    pub struct RngMetrics {
+        /// Requests that were answered.
+        requests,
+        /// Random bytes that the guest got.
+        bytes,
+        /// Requests that had to wait for the rate limiter.
+        throttled,
+        /// Requests without room for a byte, and those that the host had no random bytes for.
+        failures,
+    }
+}
+
+/// A virtio entropy device.
+pub struct Rng {
+    config: Arc<ConfigSpace>,
+    limits: Arc<Settings<Limits>>,
+    metrics: Arc<RngMetrics>,
+}
+
+impl Rng {
+    /// An entropy device that gives out no more than `limits` allow.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Limits`] when a limit is out of its range.
+    pub fn new(limits: Limits) -> Result<Self, Error> {
+        RateLimiter::new(limits.bandwidth, limits.ops)?;
+        Ok(Self { config: ConfigSpace::new(&[]), limits: Settings::new(limits), metrics: Arc::default() })
+    }
+
+    /// Where the limits can be changed, which must be valid ones: [`BucketConfig::check`] tells.
+    pub fn limits(&self) -> Arc<Settings<Limits>> {
+        Arc::clone(&self.limits)
+    }
+}
+
+impl Device for Rng {
+    fn device_type(&self) -> u32 {
+        VIRTIO_ID_RNG
+    }
+
+    fn features(&self) -> u64 {
+        0
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &QUEUES
+    }
+
+    fn workers(&self) -> Workers {
+        Workers::Shared
+    }
+
+    fn config(&self) -> &Arc<ConfigSpace> {
+        &self.config
+    }
+
+    fn metrics(&self) -> Arc<dyn Metrics> {
+        Arc::<RngMetrics>::clone(&self.metrics)
+    }
+
+    fn activate(&mut self, mut activation: Activation) -> Result<Vec<Box<dyn Worker>>, ActivateError> {
+        let queue = activation.take_queue(0)?;
+        let subscription = self.limits.subscribe().map_err(|source: io::Error| ActivateError::Host {
+            doing: "watch the entropy device's settings",
+            source,
+        })?;
+        Ok(vec![Box::new(RngWorker::new(queue, subscription, Arc::clone(&self.metrics)))])
+    }
+}
