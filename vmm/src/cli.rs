@@ -5,7 +5,12 @@ use std::path::PathBuf;
 
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
-use kindling_api::{BootProtocol, HugePages, SerialConfig, SerialMode};
+use kindling_api::{
+    BalloonConfig, BootProtocol, DriveConfig, HugePages, NetworkInterfaceConfig, SerialConfig, SerialMode,
+    VsockConfig,
+};
+
+use crate::device_options;
 
 const AFTER_HELP: &str = "\
 Exit codes:
@@ -21,6 +26,7 @@ Exit codes:
 Examples:
   vmm doctor
   vmm run --kernel vmlinux --initrd initramfs.cpio --cpus 2 --memory 1G
+  vmm run --kernel vmlinux --disk root.ext4,root --disk data.img,engine=async,queues=4 --net tap=tap0 --rng
   vmm --config-file vm.json --no-api";
 
 /// A microVM monitor for Linux/KVM.
@@ -107,7 +113,7 @@ fn huge_pages(text: &str) -> Result<HugePages, String> {
 }
 
 /// Options of `vmm run`.
-#[derive(Debug, Args)]
+#[derive(Debug, Parser)]
 pub struct RunOptions {
     /// Kernel image: uncompressed ELF (vmlinux) or bzImage (vmlinuz).
     #[arg(long, value_name = "FILE")]
@@ -141,6 +147,30 @@ pub struct RunOptions {
     #[arg(long, value_name = "TARGET", default_value = "stdio", value_parser = serial)]
     pub serial: SerialConfig,
 
+    /// A disk over a file or block device; may be given many times, the first is vda. OPTIONS: ro, root (the kernel mounts
+    /// it as its root file system), engine=sync|async, cache=unsafe|writeback, direct, queues=N, queue-size=N,
+    /// sector=512|4096, nodiscard, id=NAME, partuuid=UUID.
+    #[arg(long, value_name = "PATH[,OPTIONS]", value_parser = device_options::disk)]
+    pub disk: Vec<DriveConfig>,
+
+    /// A network interface over a tap, which is made if it does not exist; may be given many times. OPTIONS: mac=ADDRESS,
+    /// mtu=N, queues=N (pairs), id=NAME.
+    #[arg(long, value_name = "tap=NAME[,OPTIONS]", value_parser = device_options::net)]
+    pub net: Vec<NetworkInterfaceConfig>,
+
+    /// Sockets between guest and host: the guest's address, 3 or more, and the Unix socket that leads to the guest.
+    #[arg(long, value_name = "cid=N,path=PATH", value_parser = device_options::vsock)]
+    pub vsock: Option<VsockConfig>,
+
+    /// Random bytes from the host.
+    #[arg(long)]
+    pub rng: bool,
+
+    /// A balloon that takes SIZE of memory from the guest, 0 to begin with none. OPTIONS: deflate-on-oom, stats=SECONDS,
+    /// hinting, reporting.
+    #[arg(long, value_name = "SIZE[,OPTIONS]", value_parser = device_options::balloon)]
+    pub balloon: Option<BalloonConfig>,
+
     /// Which entry of the kernel is used: auto (PVH where an ELF kernel offers it), linux64 or pvh.
     #[arg(long, value_name = "PROTOCOL", default_value = "auto")]
     pub boot_protocol: BootProtocol,
@@ -161,6 +191,14 @@ pub enum ParseEnd {
 
 /// Parses the command line.
 pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, ParseEnd> {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    // A start of a guest pays for the options of `run` alone; whatever they do not explain, the whole definition does.
+    if arguments.get(1).is_some_and(|command| command == "run")
+        && let Ok(options) = RunOptions::try_parse_from(arguments.iter().skip(1))
+    {
+        let (command, log) = (Some(Command::Run(Box::new(options))), LogOptions::default());
+        return Ok(Cli { command, config_file: None, no_api: false, log });
+    }
     Cli::try_parse_from(arguments).map_err(|error| {
         let text = error.render().to_string();
         match error.kind() {
@@ -209,6 +247,19 @@ mod tests {
                 line.contains(name) && !line.contains('\n') && line.ends_with("(see `vmm --help`)"),
                 "{line}"
             );
+        }
+    }
+
+    #[test]
+    fn options_of_run_mean_the_same_alone_and_in_the_whole_definition() {
+        for arguments in [
+            &["vmm", "run", "--kernel", "k"][..],
+            &["vmm", "run", "--memory=2G", "--smt", "--kernel=k", "--cmdline=-- a b", "--cpus", "3"],
+            &["vmm", "run", "--kernel", "k", "--serial", "pty", "--level", "Debug", "--show-level"],
+        ] {
+            let whole = Cli::try_parse_from(arguments).unwrap();
+            let parsed = parse(arguments.iter().map(OsString::from)).unwrap();
+            assert_eq!(format!("{parsed:?}"), format!("{whole:?}"));
         }
     }
 

@@ -7,16 +7,20 @@
 //! 3. `vcpu` threads run the guest while `event_loop` serves its console, signals and its end.
 //! 4. [`outcome`]: how it ended, and the exit code that says so.
 
+mod backends;
 mod console;
 mod devices;
 mod event_loop;
+mod limits;
 mod log_sink;
 mod machine;
+mod registry;
 mod regs;
 mod signals;
 mod vcpu;
 
 pub mod cli;
+pub mod device_options;
 pub mod doctor;
 pub mod error;
 pub mod outcome;
@@ -45,13 +49,14 @@ use crate::vcpu::{Shared, Vcpu};
 /// When the guest could not be started, or the host failed to go on.
 pub fn run(config: &VmConfig) -> Result<Outcome, Error> {
     signals::ignore_file_size_signal();
+    limits::raise_descriptor_limit();
     signals::install_kick_handler().map_err(Error::host("set up the signal that stops vCPUs"))?;
     // Dropped last, when the terminal is as it was: a second signal may then end the process the short way.
     let mut signals =
         EndingSignals::take_over().map_err(Error::host("take over the signals that end the process"))?;
     // Dropped from the right: the virtual machine after its vCPUs, and before the eventfds of its interrupt lines, which
     // KVM takes long to part with otherwise.
-    let Machine { shared, mut console, keyboard, keep: _keep, vcpus } = Machine::build(config)?;
+    let Machine { shared, mut console, keyboard, keep, vcpus } = Machine::build(config)?;
     let _raw_mode = console::enter_raw_mode(&console)?;
 
     let mut threads = Vec::new();
@@ -67,6 +72,8 @@ pub fn run(config: &VmConfig) -> Result<Outcome, Error> {
     shared.outcome.report(Outcome::PowerOff);
     threads.iter().for_each(Vcpu::stop);
     threads.into_iter().for_each(Vcpu::join);
+    keep.devices.drain();
+    keep.devices.log_metrics();
     console::finish(console);
     result
 }

@@ -3,16 +3,17 @@
 //! Nothing runs yet when [`Machine::build`] returns. Everything that was built is owned by the [`Machine`] and released
 //! with it, so a failed build leaves nothing behind.
 
+use std::borrow::Cow;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use kindling_acpi::{self as acpi, Com1, Keyboard};
+use kindling_acpi::{self as acpi, Aml, Com1, Keyboard};
 use kindling_api::{BootProtocol, HugePages, MachineConfig, VmConfig};
 use kindling_boot::{self as boot, PreferredProtocol};
-use kindling_cpu::{CpuidOptions, CpuidTemplate, Topology, boot_msrs, set_lint};
+use kindling_cpu::{CpuidOptions, CpuidTemplate, Topology, boot_msrs};
 use kindling_device_bus::Bus;
 use kindling_irq_allocator::{IrqAllocator, IrqLine};
 use kindling_memory_layout::{
@@ -21,16 +22,18 @@ use kindling_memory_layout::{
 };
 use kindling_serial::Console;
 use kvm_bindings::{
-    CpuId, KVM_API_VERSION, KVM_CAP_PMU_CAPABILITY, KVM_MAX_CPUID_ENTRIES, KVM_PMU_CAP_DISABLE, Msrs,
-    kvm_enable_cap, kvm_userspace_memory_region,
+    CpuId, KVM_API_VERSION, KVM_CAP_DISABLE_QUIRKS, KVM_CAP_PMU_CAPABILITY, KVM_MAX_CPUID_ENTRIES,
+    KVM_PMU_CAP_DISABLE, KVM_X86_QUIRK_LINT0_REENABLED, Msrs, kvm_enable_cap, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
-use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
+use crate::backends;
 use crate::console;
 use crate::devices::{self, I8042_GSI, IrqTrigger, KeyboardDevice, SERIAL_GSI};
 use crate::error::{Error, one_line};
 use crate::outcome::OutcomeSlot;
+use crate::registry::{self, Registry};
 use crate::regs;
 use crate::vcpu::Shared;
 
@@ -61,8 +64,10 @@ pub struct Machine {
 /// What must live as long as the machine runs. Fields are dropped in their order: the virtual machine before its memory.
 pub struct Keep {
     _vm: VmFd,
+    /// The virtio devices.
+    pub devices: Registry,
     _lines: [IrqLine; 2],
-    _memory: GuestMemoryMmap,
+    _memory: Arc<GuestMemoryMmap>,
 }
 
 impl Machine {
@@ -80,7 +85,7 @@ impl Machine {
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
             .map_err(|cause| Error::kvm("ask KVM which CPUID it supports", cause))?;
         let layout = layout(&config.machine_config, phys_bits(&supported))?;
-        let memory = memory(&config.machine_config, &layout)?;
+        let memory = Arc::new(memory(&config.machine_config, &layout)?);
 
         let vm = create_vm(&kvm)?;
         add_memory(&vm, &memory)?;
@@ -96,16 +101,18 @@ impl Machine {
             devices::add_keyboard(&shared.ports, irq_trigger(&vm, &keyboard_line)?, &shared.outcome)?;
         devices::add_power_registers(&shared.ports, &shared.outcome)?;
 
-        let acpi_config =
-            acpi::Config { vcpus: config.machine_config.vcpu_count, devices: &[&Com1, &Keyboard] };
-        let rsdp = acpi::write_tables(&memory, &acpi_config).map_err(Error::host("write the ACPI tables"))?;
+        let mut devices = Registry::default();
+        let place = registry::Machine { vm: &vm, mmio: &shared.mmio, lines: &lines, memory: &memory };
+        backends::attach(&mut devices, &place, config)?;
+
+        let rsdp = write_acpi_tables(&memory, config.machine_config.vcpu_count, &devices)?;
         let loaded = boot::load(
-            &memory,
+            &*memory,
             layout.ram(),
             boot::Request {
                 kernel: &kernel,
                 initrd: initrd.as_ref(),
-                cmdline: config.boot_source.boot_args.as_deref().unwrap_or(DEFAULT_CMDLINE),
+                cmdline: &cmdline(config),
                 rsdp: Some(rsdp),
                 protocol: preferred_protocol(config.boot_source.boot_protocol),
             },
@@ -114,12 +121,32 @@ impl Machine {
 
         let vcpus = create_vcpus(&vm, &supported, &config.machine_config)?;
         if let Some(boot_processor) = vcpus.first() {
-            mask_pic(boot_processor)?;
             regs::set(boot_processor, &boot::registers(&loaded))?;
         }
-        let keep = Keep { _vm: vm, _lines: [serial_line, keyboard_line], _memory: memory };
+        let lines = [serial_line, keyboard_line];
+        let keep = Keep { _vm: vm, devices, _lines: lines, _memory: memory };
         Ok(Machine { vcpus, shared, console, keyboard, keep })
     }
+}
+
+/// The kernel's command line: what was asked for, and where the root file system is, unless that is said already.
+fn cmdline(config: &VmConfig) -> Cow<'_, str> {
+    let cmdline = config.boot_source.boot_args.as_deref().unwrap_or(DEFAULT_CMDLINE);
+    match backends::root_parameter(config) {
+        Some(root) if !cmdline.split(' ').any(|word| word.starts_with("root=")) => {
+            format!("{cmdline} {root}").into()
+        }
+        _ => cmdline.into(),
+    }
+}
+
+fn write_acpi_tables(memory: &GuestMemoryMmap, vcpus: u8, devices: &Registry) -> Result<GuestAddress, Error> {
+    let virtio = devices.acpi();
+    let fixed = [&Com1 as &dyn Aml, &Keyboard];
+    let devices: Vec<&dyn Aml> =
+        fixed.into_iter().chain(virtio.iter().map(|device| device as &dyn Aml)).collect();
+    acpi::write_tables(memory, &acpi::Config { vcpus, devices: &devices })
+        .map_err(Error::host("write the ACPI tables"))
 }
 
 /// Opens a kernel or initrd, which must be a regular file: reading anything else could wait for ever.
@@ -209,8 +236,18 @@ fn create_vm(kvm: &Kvm) -> Result<VmFd, Error> {
     vm.set_identity_map_address(KVM_IDENTITY_MAP.start).map_err(Error::host("place KVM's identity map"))?;
     vm.set_tss_address(KVM_TSS.start as usize).map_err(Error::host("place KVM's task state segment"))?;
     vm.create_irq_chip().map_err(Error::host("create the interrupt controllers"))?;
+    mask_pic(&vm)?;
     disable_pmu(kvm, &vm)?;
     Ok(vm)
+}
+
+/// Shuts KVM's 8259 out. It raises every ISA interrupt too, KVM lets the boot processor's LINT0 pass it on after reset,
+/// and a kernel with hardware-reduced ACPI never sets its vectors, which are those of exceptions until then. Without
+/// this quirk of KVM's LINT0 is masked after reset, as the processor's manuals have it.
+fn mask_pic(vm: &VmFd) -> Result<(), Error> {
+    let mut cap = kvm_enable_cap { cap: KVM_CAP_DISABLE_QUIRKS, ..Default::default() };
+    cap.args[0] = KVM_X86_QUIRK_LINT0_REENABLED.into();
+    vm.enable_cap(&cap).map_err(Error::host("mask the boot processor's LINT0"))
 }
 
 /// Takes performance counters away from the guest, where KVM can: CPUID alone does not hide AMD's first ones.
@@ -286,15 +323,6 @@ fn create_vcpus(vm: &VmFd, supported: &CpuId, config: &MachineConfig) -> Result<
     Ok(vcpus)
 }
 
-/// Shuts KVM's 8259 out. It raises every ISA interrupt too, KVM resets the boot processor's LINT0 to let it through, and
-/// a kernel with hardware-reduced ACPI never sets its vectors, which are those of exceptions until then.
-fn mask_pic(boot_processor: &VcpuFd) -> Result<(), Error> {
-    let mut lapic =
-        boot_processor.get_lapic().map_err(Error::host("read the boot processor's local APIC"))?;
-    set_lint(&mut lapic);
-    boot_processor.set_lapic(&lapic).map_err(Error::host("set the boot processor's local APIC"))
-}
-
 /// What is wrong with the boot source, told of the field that it came from.
 fn boot_error(error: &boot::Error) -> Error {
     use boot::{Error as E, Part};
@@ -312,4 +340,23 @@ fn boot_error(error: &boot::Error) -> Error {
     // The field says it already.
     let text = one_line(error);
     Error::configuration(field, text.strip_prefix(subject).unwrap_or(&text))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lint0_of_every_processor_is_masked_after_reset() {
+        if std::env::var_os("KINDLING_NO_KVM").is_some() {
+            return;
+        }
+        let kvm = Kvm::new().expect("cannot open /dev/kvm; set KINDLING_NO_KVM=1 to skip what needs it");
+        let vm = create_vm(&kvm).unwrap();
+        for index in 0..2 {
+            let registers = vm.create_vcpu(index).unwrap().get_lapic().unwrap().regs;
+            // Bit 16 of the register at 0x350 (Intel SDM volume 3A, 12.5.1).
+            assert_eq!(registers[0x352] & 1, 1, "vCPU {index}");
+        }
+    }
 }

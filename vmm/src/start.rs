@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use kindling_api::{
-    BootSource, ConfigError, FieldError, LogLevel, LoggerConfig, MachineConfig, VmConfig, parse_memory_size,
+    BootSource, ConfigError, EntropyConfig, FieldError, LogLevel, LoggerConfig, MachineConfig, VmConfig,
+    parse_memory_size,
 };
 
 use crate::cli::{LogOptions, RunOptions};
@@ -28,15 +29,30 @@ const OPTION_OF_FIELD: [(&str, &str); 13] = [
     ("logger.module", "--module"),
 ];
 
+/// The options that stand for a whole section: each describes one device.
+const OPTION_OF_SECTION: [(&str, &str); 5] = [
+    ("drives[", "--disk"),
+    ("network-interfaces[", "--net"),
+    ("vsock.", "--vsock"),
+    ("entropy.", "--rng"),
+    ("balloon.", "--balloon"),
+];
+
 /// Runs the guest that the options of `vmm run` describe.
 pub fn from_options(options: &RunOptions) -> Result<Outcome, Error> {
     configuration(options).and_then(|config| start(&config)).map_err(|error| match error {
         Error::Configuration { field, cause } => {
-            let option = OPTION_OF_FIELD.iter().find(|(name, _)| *name == field).map(|(_, option)| *option);
-            Error::Configuration { field: option.unwrap_or(&field).to_owned(), cause }
+            Error::Configuration { field: option_of(&field).to_owned(), cause }
         }
         error => error,
     })
+}
+
+/// The option that stands for a field.
+fn option_of(field: &str) -> &str {
+    let exact = OPTION_OF_FIELD.iter().find(|(name, _)| *name == field);
+    let section = || OPTION_OF_SECTION.iter().find(|(name, _)| field.starts_with(name));
+    exact.or_else(section).map_or(field, |(_, option)| option)
 }
 
 /// Runs the guest that a config file describes; options of the log that are given take the place of the file's.
@@ -73,11 +89,28 @@ fn configuration(options: &RunOptions) -> Result<VmConfig, Error> {
     let config = VmConfig {
         machine_config: MachineConfig { smt: options.smt, huge_pages: options.huge_pages, ..machine_config },
         serial: Some(options.serial.clone()),
+        drives: named(&options.disk, "disk", |drive| &mut drive.drive_id),
+        network_interfaces: named(&options.net, "net", |interface| &mut interface.iface_id),
+        vsock: options.vsock.clone(),
+        entropy: options.rng.then(EntropyConfig::default),
+        balloon: options.balloon.clone(),
         logger: Some(logger(LoggerConfig::default(), &options.log)?),
         ..VmConfig::new(boot_source)
     };
     config.validate()?;
     Ok(config)
+}
+
+/// Devices, each with an id: its own, or `prefix` and its position.
+fn named<T: Clone>(devices: &[T], prefix: &str, id: impl Fn(&mut T) -> &mut String) -> Vec<T> {
+    let mut devices = devices.to_vec();
+    for (index, device) in devices.iter_mut().enumerate() {
+        let id = id(device);
+        if id.is_empty() {
+            *id = format!("{prefix}{index}");
+        }
+    }
+    devices
 }
 
 /// `config` with the options of the command line that were given in place of its own.

@@ -1,0 +1,153 @@
+//! The one list of the machine's virtio devices: where each is in the guest's address space, and on which threads its
+//! workers run.
+//!
+//! Whatever is done with devices is written here once, over the traits of the virtio crates. No device kind has a name
+//! here; `backends` gives them theirs.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use kindling_acpi::VirtioMmio;
+use kindling_device_bus::{Bus, BusDevice};
+use kindling_irq_allocator::{IrqAllocator, IrqLine};
+use kindling_memory_layout::x86_64::VIRTIO_MMIO;
+use kindling_virtio_device::{Device, GuestMemory, WorkerSlot, WorkerThread, Workers};
+use kindling_virtio_transport::mmio::{QUEUE_NOTIFY, WINDOW_SIZE};
+use kindling_virtio_transport::{MmioTransport, Transport};
+use kvm_ioctls::{IoEventAddress, VmFd};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::error::{Error, one_line};
+
+/// How long the end of a guest waits for requests in flight.
+const DRAIN_DEADLINE: Duration = Duration::from_secs(2);
+
+/// What a device is attached to.
+pub struct Machine<'a> {
+    /// The virtual machine.
+    pub vm: &'a VmFd,
+    /// The MMIO address space.
+    pub mmio: &'a Bus,
+    /// Its interrupt lines.
+    pub lines: &'a IrqAllocator,
+    /// Its memory.
+    pub memory: &'a Arc<GuestMemory>,
+}
+
+/// The virtio devices of one machine.
+#[derive(Default)]
+pub struct Registry {
+    devices: Vec<Attached>,
+    /// The thread of all devices that do little.
+    quiet: Option<WorkerThread>,
+}
+
+struct Attached {
+    id: String,
+    transport: Arc<MmioTransport>,
+    base: u64,
+    line: IrqLine,
+}
+
+impl Registry {
+    /// Shows `device` to the guest from now on.
+    pub fn attach(&mut self, machine: &Machine<'_>, id: &str, device: Box<dyn Device>) -> Result<(), Error> {
+        let base = (self.devices.len() as u64)
+            .checked_mul(WINDOW_SIZE)
+            .filter(|offset| *offset < VIRTIO_MMIO.size)
+            .map(|offset| VIRTIO_MMIO.start + offset)
+            .ok_or_else(|| Error::host("place a virtio device")("the window for their registers is full"))?;
+        let line = machine.lines.allocate().map_err(Error::host("give a virtio device an interrupt line"))?;
+        let eventfd = || EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC);
+        let interrupt = eventfd().map_err(Error::host("create an eventfd"))?;
+        let slots = self.slots(id, device.workers())?;
+        machine
+            .vm
+            .register_irqfd(&interrupt, line.gsi())
+            .map_err(Error::host("connect a virtio device's interrupt line"))?;
+        let transport = MmioTransport::new(device, Arc::clone(machine.memory), slots, interrupt)
+            .map_err(Error::host("set up a virtio device"))?;
+        for (queue, kick) in (0_u32..).zip(transport.kicks()) {
+            let address = IoEventAddress::Mmio(base + QUEUE_NOTIFY);
+            let connected = machine.vm.register_ioevent(kick, &address, queue);
+            connected.map_err(Error::host("connect a virtio device's notifications"))?;
+        }
+        let transport = Arc::new(transport);
+        let window = Arc::new(Window(Arc::clone(&transport)));
+        machine.mmio.insert(base, WINDOW_SIZE, window).map_err(Error::host("place a virtio device"))?;
+        self.devices.push(Attached { id: id.to_owned(), transport, base, line });
+        Ok(())
+    }
+
+    /// Places for a device's workers, on threads of their own or on the shared one.
+    fn slots(&mut self, id: &str, workers: Workers) -> Result<Vec<WorkerSlot>, Error> {
+        let spawn = |name: &str| {
+            WorkerThread::spawn(name, || Ok(())).map_err(Error::host("start a virtio device's thread"))
+        };
+        match workers {
+            Workers::Own(1) => Ok(vec![spawn(&format!("io {id}"))?.slot()]),
+            Workers::Own(count) => {
+                (0..count).map(|queue| Ok(spawn(&format!("io {id}.{queue}"))?.slot())).collect()
+            }
+            Workers::Shared => {
+                let thread = match &self.quiet {
+                    Some(thread) => thread,
+                    None => self.quiet.insert(spawn("io quiet")?),
+                };
+                Ok(vec![thread.slot()])
+            }
+        }
+    }
+
+    /// What the guest has to be told to find the devices.
+    pub fn acpi(&self) -> Vec<VirtioMmio> {
+        let describe = |(index, device): (u16, &Attached)| VirtioMmio {
+            index,
+            // In the gap below 4 GiB, as is the whole window.
+            base: device.base as u32,
+            size: WINDOW_SIZE as u32,
+            gsi: device.line.gsi(),
+        };
+        (0..).zip(&self.devices).map(describe).collect()
+    }
+
+    /// Has all devices finish what they have begun, when the guest has ended. One that hangs is left to the end of the
+    /// process.
+    pub fn drain(&self) {
+        let deadline = Instant::now() + DRAIN_DEADLINE;
+        for device in &self.devices {
+            if let Err(error) = device.transport.sleep(deadline) {
+                log::warn!("{}: requests are lost: {}", device.id, one_line(&error));
+            }
+        }
+    }
+
+    /// Writes what the devices counted to the log.
+    pub fn log_metrics(&self) {
+        if !log::log_enabled!(log::Level::Debug) {
+            return;
+        }
+        for device in &self.devices {
+            for metrics in [device.transport.device_metrics(), device.transport.metrics()] {
+                metrics.visit(&mut |name, _, value| {
+                    if value != 0 {
+                        log::debug!("{}: {name} {value}", device.id);
+                    }
+                });
+            }
+        }
+    }
+}
+
+/// A device's registers as the bus sees them.
+struct Window(Arc<MmioTransport>);
+
+impl BusDevice for Window {
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        self.0.read(offset, data);
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) {
+        self.0.write(offset, data);
+    }
+}
