@@ -1,32 +1,25 @@
 //! The folder guests are booted from: kernel in both forms, initial RAM file system, and the parts of the nested host.
 //!
-//! It is made once under `target/guest` and checked against its checksums each time it is used. A folder appears there
-//! under its final name only when it is complete.
+//! It is made once and kept ([`crate::store`]).
 
-use std::fs::{self, File};
-use std::os::fd::AsRawFd;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::cpio;
-use crate::error::{Context, Error, Result, chain};
-use crate::kernel::{self, Kernel};
+use crate::error::{Context, Error, Result};
+use crate::kernel::Kernel;
 use crate::packages::{self, Package};
 use crate::progress::Progress;
 use crate::run;
-use crate::terminal::check;
-use crate::workspace::{self, GUEST_INIT};
+use crate::store::Store;
+use crate::workspace::GUEST_INIT;
 
 /// Names a prepared folder, for programs that shall not prepare one themselves.
 pub const FOLDER_VARIABLE: &str = "KINDLING_GUEST_DIR";
 
 /// Raised when the contents of the folder change for the same packages.
-const FORMAT: u32 = 2;
-
-const CHECKSUMS: &str = "SHA256SUMS";
-
-/// How the names of folders begin that are in use only while an image is prepared.
-const TEMPORARY: [&str; 3] = [".image-", kernel::TEMPORARY, packages::TEMPORARY];
+const FORMAT: u32 = 3;
 
 /// A complete folder.
 #[derive(Clone, Debug)]
@@ -37,24 +30,9 @@ pub struct GuestImage {
 impl GuestImage {
     /// Makes the folder or checks the one that is there. Only one process does so at a time.
     pub fn prepare(progress: &Progress) -> Result<Self> {
-        let base = workspace::target_dir().join("guest");
-        fs::create_dir_all(&base).doing(|| format!("cannot create {}", base.display()))?;
         let init = GUEST_INIT.build(progress)?;
-        let _lock = lock(&base.join("lock"), progress)?;
-        remove_leftovers(&base);
-        let folder = match current(&base, progress) {
-            Err(failure @ Error::Download { .. }) => {
-                // The lists may name what the mirrors no longer have: other versions, and another kernel's name.
-                let text = format!("{}; fetching the package lists", chain(&failure));
-                progress.note(&text);
-                packages::update().map_err(|error| {
-                    progress.note(&chain(&error));
-                    failure
-                })?;
-                current(&base, progress)?
-            }
-            made => made?,
-        };
+        let store = Store::open(progress)?;
+        let folder = packages::with_current_lists(progress, || current(&store, progress))?;
         let image = Self { folder };
         image.write_initramfs(&init)?;
         Ok(image)
@@ -98,11 +76,27 @@ impl GuestImage {
 
     /// Modules for the nested host, in the order in which they load.
     pub fn host_modules(&self) -> Result<Vec<PathBuf>> {
-        let folder = self.folder.join("host-modules");
+        self.list("host-modules")
+    }
+
+    /// The files of a folder of ours, by name.
+    fn list(&self, folder: &str) -> Result<Vec<PathBuf>> {
+        let folder = self.folder.join(folder);
         let entries = fs::read_dir(&folder).doing(|| format!("cannot list {}", folder.display()))?;
-        let mut modules: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
-        modules.sort();
-        Ok(modules)
+        let mut files: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
+        files.sort();
+        Ok(files)
+    }
+
+    /// The modules that guests can load, and what `modprobe` reads of them, by their paths in the guest.
+    fn guest_modules(&self) -> Result<Vec<(String, Vec<u8>)>> {
+        let folder = format!("lib/modules/{}", self.release()?);
+        let file = |path: PathBuf| {
+            let name = path.file_name().unwrap_or_default().display();
+            let contents = fs::read(&path).doing(|| format!("cannot read {}", path.display()))?;
+            Ok((format!("{folder}/{name}"), contents))
+        };
+        self.list("guest-modules")?.into_iter().map(file).collect()
     }
 
     /// Writes the initial RAM file system, unless the one that is there has the same contents.
@@ -111,8 +105,8 @@ impl GuestImage {
         let busybox = self.folder.join("busybox");
         let applets = run::output(Command::new(&busybox).arg("--list-full"))?;
         let busybox = fs::read(&busybox).doing(|| format!("cannot read {}", busybox.display()))?;
-        let archive =
-            initramfs(&init, &busybox, &applets).doing(|| "cannot build the initramfs".to_owned())?;
+        let archive = initramfs(&init, &busybox, &applets, &self.guest_modules()?)
+            .doing(|| "cannot build the initramfs".to_owned())?;
         let path = self.initramfs();
         if fs::read(&path).is_ok_and(|present| present == archive) {
             return Ok(());
@@ -123,73 +117,17 @@ impl GuestImage {
     }
 }
 
-/// Removes what a process left that ended while it prepared a folder. Under the lock, nobody does any more.
-fn remove_leftovers(base: &Path) {
-    let entries =
-        [base.to_owned(), base.join("cache")].into_iter().filter_map(|folder| fs::read_dir(folder).ok());
-    for entry in entries.flatten().flatten() {
-        let name = entry.file_name();
-        if TEMPORARY.iter().any(|prefix| name.as_encoded_bytes().starts_with(prefix.as_bytes())) {
-            // What cannot be removed is in nobody's way.
-            let _ = fs::remove_dir_all(entry.path());
-        }
-    }
-}
-
 /// The folder for what the package lists name now, made unless it is there.
-fn current(base: &Path, progress: &Progress) -> Result<PathBuf> {
+fn current(store: &Store, progress: &Progress) -> Result<PathBuf> {
     let kernel = Kernel::find()?;
     let busybox = Package::find("busybox-static")?
         .ok_or_else(|| Error::Package("no package busybox-static".to_owned()))?;
-    let folder = base.join(format!("{}_busybox-{}_{FORMAT}", kernel.id(), busybox.version_in_path()));
-    if !is_intact(&folder) {
-        make(base, &folder, &kernel, &busybox, progress)?;
-    }
-    Ok(folder)
-}
-
-/// Waits until no other process prepares a folder; the lock ends with the file.
-fn lock(path: &Path, progress: &Progress) -> Result<File> {
-    let file = File::create(path).doing(|| format!("cannot create {}", path.display()))?;
-    // SAFETY: the descriptor is open for as long as the file.
-    let flock = |operation| check(unsafe { libc::flock(file.as_raw_fd(), operation) });
-    if flock(libc::LOCK_EX | libc::LOCK_NB).is_err() {
-        let waiting = "waiting for another process that prepares the guest";
-        progress
-            .during(waiting, || flock(libc::LOCK_EX))
-            .doing(|| format!("cannot lock {}", path.display()))?;
-    }
-    Ok(file)
-}
-
-fn is_intact(folder: &Path) -> bool {
-    let check = Command::new("sha256sum")
-        .args(["--check", "--strict", "--quiet", CHECKSUMS])
-        .current_dir(folder)
-        .output();
-    folder.join(CHECKSUMS).is_file() && check.is_ok_and(|output| output.status.success())
-}
-
-fn make(base: &Path, folder: &Path, kernel: &Kernel, busybox: &Package, progress: &Progress) -> Result<()> {
-    let cache = base.join("cache");
-    fs::create_dir_all(&cache).doing(|| format!("cannot create {}", cache.display()))?;
-    let temporary = tempfile::Builder::new().prefix(TEMPORARY[0]).tempdir_in(base);
-    let temporary = temporary.doing(|| format!("cannot create a folder in {}", base.display()))?;
-    let new = temporary.path().join("image");
-    fs::create_dir(&new).doing(|| format!("cannot create {}", new.display()))?;
-    kernel.install(&cache, &new, progress)?;
-    install_busybox(&busybox.fetch(&cache, progress)?, temporary.path(), &new)?;
-
-    let list = run::output(
-        Command::new("sh").args(["-c", "find . -type f -exec sha256sum {} +"]).current_dir(&new),
-    )?;
-    fs::write(new.join(CHECKSUMS), list).doing(|| format!("cannot write {CHECKSUMS}"))?;
-    if folder.exists() {
-        progress.note(&format!("{} is damaged and made again", folder.display()));
-        let away = temporary.path().join("damaged");
-        fs::rename(folder, &away).doing(|| format!("cannot remove {}", folder.display()))?;
-    }
-    fs::rename(&new, folder).doing(|| format!("cannot create {}", folder.display()))
+    let name = format!("{}_busybox-{}_{FORMAT}", kernel.id(), busybox.version_in_path());
+    let cache = store.cache();
+    store.folder(&name, progress, |temporary, new| {
+        kernel.install(&cache, new, progress)?;
+        install_busybox(&busybox.fetch(&cache, progress)?, temporary, new)
+    })
 }
 
 fn install_busybox(deb: &Path, temporary: &Path, folder: &Path) -> Result<()> {
@@ -202,9 +140,14 @@ fn install_busybox(deb: &Path, temporary: &Path, folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// A root file system of busybox and our init; `applets` are the paths busybox wants to be found under.
-pub fn initramfs(init: &[u8], busybox: &[u8], applets: &str) -> std::io::Result<Vec<u8>> {
-    let mut archive = cpio::Writer::new(Vec::with_capacity(init.len() + busybox.len() + (1 << 20)));
+/// A root file system of busybox, our init and more files; `applets` are the paths busybox wants to be found under.
+pub fn initramfs(
+    init: &[u8],
+    busybox: &[u8],
+    applets: &str,
+    more: &[(String, Vec<u8>)],
+) -> std::io::Result<Vec<u8>> {
+    let mut archive = cpio::Writer::new(Vec::with_capacity(init.len() + busybox.len() + (4 << 20)));
     for folder in ["proc", "sys", "dev", "tmp", "run", "root", "mnt"] {
         archive.folder(folder)?;
     }
@@ -218,6 +161,9 @@ pub fn initramfs(init: &[u8], busybox: &[u8], applets: &str) -> std::io::Result<
     for path in applets.lines().filter(|path| !matches!(*path, "" | "init" | "sbin/init" | "bin/busybox")) {
         archive.symlink(path, "/bin/busybox")?;
     }
+    for (path, contents) in more {
+        archive.bytes(path, 0o644, contents)?;
+    }
     archive.finish()
 }
 
@@ -226,40 +172,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_folder_is_intact_only_while_all_its_checksums_hold() {
-        let folder = tempfile::tempdir().unwrap();
-        assert!(!is_intact(folder.path()));
-        fs::write(folder.path().join("a"), "contents").unwrap();
-        let list = run::output(Command::new("sha256sum").arg("a").current_dir(folder.path())).unwrap();
-        fs::write(folder.path().join(CHECKSUMS), list).unwrap();
-        assert!(is_intact(folder.path()));
-        fs::write(folder.path().join("a"), "Contents").unwrap();
-        assert!(!is_intact(folder.path()));
-        fs::remove_file(folder.path().join("a")).unwrap();
-        assert!(!is_intact(folder.path()));
-    }
-
-    #[test]
-    fn only_what_an_unfinished_preparation_left_is_removed() {
-        let base = tempfile::tempdir().unwrap();
-        let kept = ["lock", "kernel_1", "cache/kernel.deb", "image-x"];
-        let left = [".image-aaaaaa/image", "cache/.unpacked-b/boot", "cache/.download-c"];
-        for path in kept.iter().chain(&left) {
-            fs::create_dir_all(base.path().join(path)).unwrap();
-        }
-        remove_leftovers(base.path());
-        assert!(kept.iter().all(|path| base.path().join(path).exists()));
-        assert!(!left.iter().any(|path| base.path().join(path).exists()));
-        assert!(!base.path().join(".image-aaaaaa").exists());
-    }
-
-    #[test]
-    fn the_file_system_holds_init_busybox_and_its_applets() {
-        let archive = initramfs(b"INIT", b"BUSYBOX", "bin/sh\nsbin/init\nusr/bin/[\n").unwrap();
+    fn the_file_system_holds_init_busybox_its_applets_and_modules() {
+        let module = ("lib/modules/6.1/a.ko".to_owned(), b"MODULE".to_vec());
+        let archive = initramfs(b"INIT", b"BUSYBOX", "bin/sh\nsbin/init\nusr/bin/[\n", &[module]).unwrap();
         let text = String::from_utf8_lossy(&archive);
-        for wanted in
-            ["init\0", "INIT", "bin/busybox\0", "BUSYBOX", "bin/sh\0", "usr/bin/[\0", "dev/console\0"]
-        {
+        let files = ["init\0", "bin/busybox\0", "bin/sh\0", "usr/bin/[\0", "dev/console\0", "/6.1/a.ko\0"];
+        for wanted in files.into_iter().chain(["INIT", "BUSYBOX", "MODULE"]) {
             assert!(text.contains(wanted), "{wanted}");
         }
         assert!(!text.contains("sbin/init"));

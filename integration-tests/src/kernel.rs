@@ -5,7 +5,7 @@ use std::path::Path;
 
 use crate::bzimage;
 use crate::error::{Context, Error, Result};
-use crate::modules;
+use crate::modules::{self, Module};
 use crate::packages::{self, Package};
 use crate::progress::Progress;
 
@@ -18,8 +18,19 @@ pub(crate) const TEMPORARY: &str = ".unpacked-";
 /// What is tried without that variable: Debian's cloud kernel, Ubuntu's for virtual machines.
 const META_PACKAGES: [&str; 3] = ["linux-image-cloud-amd64", "linux-image-virtual", "linux-image-generic"];
 
-/// Modules the nested host loads.
-const HOST_MODULES: [&str; 1] = ["kvm-amd"];
+/// Modules the nested host loads: for its guests, for its disks, for its guests' networks.
+const HOST_MODULES: [&str; 6] = ["kvm-amd", "virtio_pci", "virtio_blk", "ext4", "tun", "fuse"];
+
+/// Modules guests can load.
+const GUEST_MODULES: [&str; 7] = [
+    "virtio_mmio",
+    "virtio_blk",
+    "virtio_net",
+    "vmw_vsock_virtio_transport",
+    "virtio_balloon",
+    "virtio_rng",
+    "ext4",
+];
 
 /// The packages a kernel comes in.
 #[derive(Clone, Debug)]
@@ -66,8 +77,10 @@ impl Kernel {
         format!("{}_{}", self.image.name, self.image.version_in_path())
     }
 
-    /// Downloads the packages and puts `vmlinuz`, `vmlinux`, `release` and `host-modules/` into `folder`.
+    /// Downloads the packages and puts `vmlinuz`, `vmlinux`, `release`, `host-modules/` and `guest-modules/`
+    /// into `folder`.
     pub fn install(&self, cache: &Path, folder: &Path, progress: &Progress) -> Result<()> {
+        fs::create_dir_all(cache).doing(|| format!("cannot create {}", cache.display()))?;
         let tree = tempfile::Builder::new().prefix(TEMPORARY).tempdir_in(cache);
         let tree = tree.doing(|| format!("cannot create a folder in {}", cache.display()))?;
         let debs = [Some(&self.image), self.modules.as_ref()].into_iter().flatten();
@@ -98,19 +111,36 @@ fn write_kernel(tree: &Path, folder: &Path, progress: &Progress) -> Result<()> {
 
     // Where /usr is merged, the package may hold either path.
     let trees = ["lib/modules", "usr/lib/modules"].map(|modules| tree.join(modules).join(&release));
-    let modules = trees.iter().find(|path| path.is_dir());
-    let modules = modules.ok_or_else(|| Error::Package(format!("no modules for kernel {release}")))?;
-    let modules = modules::resolve(modules, &HOST_MODULES, progress)?;
+    let installed = trees.iter().find(|path| path.is_dir());
+    let installed = installed.ok_or_else(|| Error::Package(format!("no modules for kernel {release}")))?;
+    let all = modules::Tree::new(installed)?;
 
     let write = |name: &str, contents: &[u8]| {
         let path = folder.join(name);
         fs::write(&path, contents).doing(|| format!("cannot write {}", path.display()))
     };
-    let host_modules = folder.join("host-modules");
-    fs::create_dir(&host_modules).doing(|| format!("cannot create {}", host_modules.display()))?;
-    for (position, module) in modules.iter().enumerate() {
-        write(&format!("host-modules/{position:02}-{}.ko", module.name), &module.contents)?;
+    for name in ["host-modules", "guest-modules"] {
+        let path = folder.join(name);
+        fs::create_dir(&path).doing(|| format!("cannot create {}", path.display()))?;
     }
+    for (position, Module { name, contents, .. }) in all.resolve(&HOST_MODULES, progress)?.iter().enumerate()
+    {
+        write(&format!("host-modules/{position:02}-{name}.ko"), contents)?;
+    }
+    let (there, missing): (Vec<&str>, Vec<&str>) = GUEST_MODULES.into_iter().partition(|name| all.has(name));
+    if !missing.is_empty() {
+        progress.note(&format!(
+            "{release} has no modules {}: tests that load them will fail",
+            missing.join(", ")
+        ));
+    }
+    let guest = all.resolve(&there, progress)?;
+    for Module { name, contents, .. } in &guest {
+        write(&format!("guest-modules/{name}.ko"), contents)?;
+    }
+    write(&format!("guest-modules/{}", modules::DEPENDENCIES), modules::dependencies(&guest).as_bytes())?;
+    let builtin = fs::read(installed.join(modules::BUILTIN)).unwrap_or_default();
+    write(&format!("guest-modules/{}", modules::BUILTIN), &builtin)?;
     write("vmlinuz", &vmlinuz)?;
     write("vmlinux", &vmlinux)?;
     write("release", release.as_bytes())

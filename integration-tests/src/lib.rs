@@ -3,6 +3,7 @@
 pub mod bare_metal;
 pub mod bzimage;
 pub mod cpio;
+pub mod elf;
 pub mod error;
 pub mod guest_image;
 pub mod harness;
@@ -14,7 +15,9 @@ pub mod nested;
 pub mod packages;
 pub mod place;
 pub mod progress;
+pub mod root_image;
 pub mod run;
 pub mod runner;
+pub mod store;
 pub mod terminal;
 pub mod workspace;

@@ -3,11 +3,12 @@
 //! Packages carry no `modules.dep` (it is made at installation), so the dependencies are read from the modules
 //! themselves: the `depends=` entry of the ELF section `.modinfo`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::bzimage::pipe_through;
+use crate::elf;
 use crate::error::{Context, Error, Result};
 use crate::packages::{GZIP, XZ, ZSTD};
 use crate::progress::Progress;
@@ -17,46 +18,99 @@ use crate::progress::Progress;
 pub struct Module {
     /// Its name with `_` for `-`, as the kernel shows it.
     pub name: String,
+    /// The names of all modules it needs, in the order in which they can be loaded.
+    pub needs: Vec<String>,
     /// The ELF file.
     pub contents: Vec<u8>,
 }
 
-/// Finds `wanted` modules and all they depend on under `tree`, in the order in which they can be loaded.
-pub fn resolve(tree: &Path, wanted: &[&str], progress: &Progress) -> Result<Vec<Module>> {
-    let mut files = BTreeMap::new();
-    index(tree, &mut files)?;
-    let mut ordered = Vec::new();
-    for name in wanted {
-        add(&files, &canonical(name), &mut Vec::new(), &mut ordered, progress)?;
-    }
-    Ok(ordered)
+/// What `modprobe` reads of modules and what they need.
+pub const DEPENDENCIES: &str = "modules.dep";
+
+/// What `modprobe` reads of modules that are part of the kernel.
+pub const BUILTIN: &str = "modules.builtin";
+
+/// The modules of a kernel, by name.
+pub struct Tree {
+    files: BTreeMap<String, PathBuf>,
+    builtin: BTreeSet<String>,
 }
 
-fn add(
-    files: &BTreeMap<String, PathBuf>,
-    name: &str,
-    above: &mut Vec<String>,
-    ordered: &mut Vec<Module>,
-    progress: &Progress,
-) -> Result<()> {
-    let problem =
-        |problem: &str| Error::Image { file: format!("module {name}"), problem: problem.to_owned() };
-    if ordered.iter().any(|module| module.name == name) {
-        return Ok(());
+impl Tree {
+    /// Looks at a kernel's folder in `/lib/modules`.
+    pub fn new(folder: &Path) -> Result<Self> {
+        let mut files = BTreeMap::new();
+        index(folder, &mut files)?;
+        // A kernel without the list says that nothing is built in.
+        let builtin = fs::read_to_string(folder.join(BUILTIN)).unwrap_or_default();
+        let name = |line: &str| Some(canonical(Path::new(line).file_name()?.to_str()?.split_once(".ko")?.0));
+        Ok(Self { files, builtin: builtin.lines().filter_map(name).collect() })
     }
-    if above.iter().any(|module| module == name) {
-        return Err(problem("depends on itself"));
+
+    /// Whether there is such a module, or it is built in.
+    pub fn has(&self, name: &str) -> bool {
+        let name = canonical(name);
+        self.files.contains_key(&name) || self.builtin.contains(&name)
     }
-    let contents = read(files.get(name).ok_or_else(|| problem("is not in the kernel package"))?, progress)?;
-    let depends =
-        depends(&contents).ok_or_else(|| problem("has no .modinfo section with its dependencies"))?;
-    above.push(name.to_owned());
-    for dependency in depends {
-        add(files, &dependency, above, ordered, progress)?;
+
+    /// The `wanted` modules and all they need, in the order in which they can be loaded, without those that are built
+    /// into the kernel.
+    pub fn resolve(&self, wanted: &[&str], progress: &Progress) -> Result<Vec<Module>> {
+        let mut ordered = Vec::new();
+        for name in wanted {
+            self.add(&canonical(name), &mut Vec::new(), &mut ordered, progress)?;
+        }
+        Ok(ordered)
     }
-    above.pop();
-    ordered.push(Module { name: name.to_owned(), contents });
-    Ok(())
+
+    fn add(
+        &self,
+        name: &str,
+        above: &mut Vec<String>,
+        ordered: &mut Vec<Module>,
+        progress: &Progress,
+    ) -> Result<()> {
+        let problem =
+            |problem: &str| Error::Image { file: format!("module {name}"), problem: problem.to_owned() };
+        if ordered.iter().any(|module| module.name == name) || self.builtin.contains(name) {
+            return Ok(());
+        }
+        if above.iter().any(|module| module == name) {
+            return Err(problem("depends on itself"));
+        }
+        let file = self.files.get(name).ok_or_else(|| problem("is not in the kernel package"))?;
+        let contents = read(file, progress)?;
+        let depends =
+            depends(&contents).ok_or_else(|| problem("has no .modinfo section with its dependencies"))?;
+        above.push(name.to_owned());
+        for dependency in &depends {
+            self.add(dependency, above, ordered, progress)?;
+        }
+        above.pop();
+        let mut needs: Vec<String> = Vec::new();
+        for direct in ordered.iter().filter(|module| depends.contains(&module.name)) {
+            for name in direct.needs.iter().chain([&direct.name]) {
+                if !needs.contains(name) {
+                    needs.push(name.clone());
+                }
+            }
+        }
+        ordered.push(Module { name: name.to_owned(), needs, contents });
+        Ok(())
+    }
+}
+
+/// The [`DEPENDENCIES`] of modules that are in one folder: what is needed last to first, as `modprobe` wants it.
+pub fn dependencies(modules: &[Module]) -> String {
+    let mut text = String::new();
+    for Module { name, needs, .. } in modules {
+        text.push_str(&format!("{name}.ko:"));
+        for name in needs.iter().rev() {
+            text.push_str(&format!(" {name}.ko"));
+        }
+        text.push('\n');
+    }
+    text
 }
 
 /// Maps module names to files, for every `*.ko` and `*.ko.*` under `folder`.
@@ -91,60 +145,24 @@ fn read(path: &Path, progress: &Progress) -> Result<Vec<u8>> {
 
 /// The modules a module says it needs, or `None` if it does not say.
 fn depends(elf: &[u8]) -> Option<Vec<String>> {
-    let modinfo = section(elf, b".modinfo")?;
+    let modinfo = elf::section(elf, b".modinfo")?;
     let list = modinfo.split(|byte| *byte == 0).find_map(|entry| entry.strip_prefix(b"depends="))?;
     let list = std::str::from_utf8(list).ok()?;
     Some(list.split(',').filter(|name| !name.is_empty()).map(canonical).collect())
-}
-
-/// The contents of a section of a 64-bit little-endian ELF file (ELF specification, "Section Header Table").
-fn section<'a>(elf: &'a [u8], wanted: &[u8]) -> Option<&'a [u8]> {
-    const E_SHOFF: usize = 0x28;
-    const E_SHNUM: usize = 0x3c;
-    const E_SHSTRNDX: usize = 0x3e;
-    const HEADER: usize = 64;
-    const SH_OFFSET: usize = 0x18;
-    const SH_SIZE: usize = 0x20;
-
-    let quad = |at: usize| usize::try_from(u64::from_le_bytes(*elf.get(at..)?.first_chunk()?)).ok();
-    let half = |at: usize| Some(usize::from(u16::from_le_bytes(*elf.get(at..)?.first_chunk()?)));
-    let header = |index: usize| quad(E_SHOFF)?.checked_add(index * HEADER);
-    let contents = |header: usize| {
-        let start = quad(header.checked_add(SH_OFFSET)?)?;
-        elf.get(start..start.checked_add(quad(header.checked_add(SH_SIZE)?)?)?)
-    };
-    let names = contents(header(half(E_SHSTRNDX)?)?)?;
-    (0..half(E_SHNUM)?).filter_map(header).find_map(|header| {
-        let name_at = u32::from_le_bytes(*elf.get(header..)?.first_chunk()?) as usize;
-        let name = names.get(name_at..)?.split(|byte| *byte == 0).next()?;
-        (name == wanted).then(|| contents(header))?
-    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// An ELF file with a `.modinfo` section that names `depends`.
+    /// A module that needs `depends`.
     fn module(depends: &str) -> Vec<u8> {
-        let names = b"\0.modinfo\0";
         let modinfo = format!("license=GPL\0depends={depends}\0name=x\0");
-        let mut elf = vec![0; 64];
-        elf[..4].copy_from_slice(b"\x7fELF");
-        elf.extend_from_slice(names);
-        elf.extend_from_slice(modinfo.as_bytes());
-        let table = elf.len();
-        elf[0x28..0x30].copy_from_slice(&(table as u64).to_le_bytes());
-        elf[0x3c..0x3e].copy_from_slice(&2_u16.to_le_bytes());
-        elf[0x3e..0x40].copy_from_slice(&0_u16.to_le_bytes());
-        for (name, start, len) in [(0_u32, 64, names.len()), (1, 64 + names.len(), modinfo.len())] {
-            let mut header = vec![0; 64];
-            header[..4].copy_from_slice(&name.to_le_bytes());
-            header[0x18..0x20].copy_from_slice(&(start as u64).to_le_bytes());
-            header[0x20..0x28].copy_from_slice(&(len as u64).to_le_bytes());
-            elf.extend_from_slice(&header);
-        }
-        elf
+        elf::tests::file(&[(".modinfo", modinfo.as_bytes())])
+    }
+
+    fn resolve(tree: &Path, wanted: &[&str]) -> Result<Vec<Module>> {
+        Tree::new(tree)?.resolve(wanted, &Progress::new())
     }
 
     #[test]
@@ -156,13 +174,29 @@ mod tests {
         fs::write(tree.path().join("irqbypass.ko"), module("")).unwrap();
         fs::write(tree.path().join("unrelated.ko"), module("missing")).unwrap();
         let names = |wanted: &[&str]| -> Vec<_> {
-            resolve(tree.path(), wanted, &Progress::new())
-                .unwrap()
-                .into_iter()
-                .map(|module| module.name)
-                .collect()
+            resolve(tree.path(), wanted).unwrap().into_iter().map(|module| module.name).collect()
         };
         assert_eq!(names(&["kvm-amd", "kvm"]), ["irqbypass", "kvm", "kvm_amd"]);
+    }
+
+    #[test]
+    fn modules_that_are_built_in_are_left_out() {
+        let tree = tempfile::tempdir().unwrap();
+        fs::write(tree.path().join("ext4.ko"), module("crc-16,jbd2")).unwrap();
+        fs::write(tree.path().join("jbd2.ko"), module("")).unwrap();
+        fs::write(tree.path().join(BUILTIN), "kernel/lib/crc-16.ko\nkernel/net/tun.ko\n").unwrap();
+        let modules = resolve(tree.path(), &["tun", "ext4"]).unwrap();
+        assert_eq!(dependencies(&modules), "jbd2.ko:\next4.ko: jbd2.ko\n");
+    }
+
+    #[test]
+    fn everything_a_module_needs_is_listed_with_the_first_to_load_at_the_end() {
+        let tree = tempfile::tempdir().unwrap();
+        for (name, depends) in [("a", "c,b"), ("b", "d"), ("c", "d"), ("d", "")] {
+            fs::write(tree.path().join(format!("{name}.ko")), module(depends)).unwrap();
+        }
+        let text = dependencies(&resolve(tree.path(), &["a"]).unwrap());
+        assert_eq!(text, "d.ko:\nc.ko: d.ko\nb.ko: d.ko\na.ko: b.ko c.ko d.ko\n");
     }
 
     #[test]
@@ -171,23 +205,16 @@ mod tests {
         fs::write(tree.path().join("a.ko"), module("b")).unwrap();
         fs::write(tree.path().join("b.ko"), module("a")).unwrap();
         fs::write(tree.path().join("c.ko"), module("nowhere")).unwrap();
-        let error = |name: &str| resolve(tree.path(), &[name], &Progress::new()).unwrap_err().to_string();
+        let error = |name: &str| resolve(tree.path(), &[name]).unwrap_err().to_string();
         assert_eq!(error("a"), "module a: depends on itself");
         assert_eq!(error("c"), "module nowhere: is not in the kernel package");
         assert_eq!(error("d"), "module d: is not in the kernel package");
     }
 
     #[test]
-    fn no_file_however_damaged_makes_the_reader_panic() {
-        let good = module("a,b-c");
-        assert_eq!(depends(&good).unwrap(), ["a", "b_c"]);
-        for len in 0..good.len() {
-            let _ = depends(&good[..len]);
-        }
-        for at in 0..good.len() {
-            let mut bad = good.clone();
-            bad[at] = 0xff;
-            let _ = depends(&bad);
-        }
+    fn a_module_that_does_not_say_what_it_needs_is_told_from_one_that_needs_nothing() {
+        assert_eq!(depends(&module("a,b-c")).unwrap(), ["a", "b_c"]);
+        assert_eq!(depends(&module("")).unwrap(), [""; 0]);
+        assert_eq!(depends(&elf::tests::file(&[(".text", b"")])), None);
     }
 }

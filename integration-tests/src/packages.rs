@@ -4,11 +4,12 @@
 //! Debian and Ubuntu only. apt checks signatures and hashes when it downloads; files in our cache are checked again
 //! against the package lists each time they are used.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Error, Result, chain};
 use crate::progress::Progress;
 use crate::run;
 
@@ -104,6 +105,23 @@ pub fn update() -> Result<()> {
     run::quiet(as_root(prefix, "apt-get").args(APT_OPTIONS).arg("update"))
 }
 
+/// Runs `work`; if a package cannot be downloaded, fetches the package lists and runs it again. The lists may name what
+/// the mirrors no longer have: other versions, and another kernel's name.
+pub fn with_current_lists<T>(progress: &Progress, work: impl Fn() -> Result<T>) -> Result<T> {
+    match work() {
+        Err(failure @ Error::Download { .. }) => {
+            let text = format!("{}; fetching the package lists", chain(&failure));
+            progress.note(&text);
+            update().map_err(|error| {
+                progress.note(&chain(&error));
+                failure
+            })?;
+            work()
+        }
+        made => made,
+    }
+}
+
 /// A package as the package lists describe it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Package {
@@ -118,10 +136,7 @@ pub struct Package {
 impl Package {
     /// Looks a package up, fetching the package lists if there are none.
     pub fn find(name: &str) -> Result<Option<Self>> {
-        if !in_path("apt-get") {
-            let text = "guests are made from Debian or Ubuntu packages, and this machine has no apt-get";
-            return Err(Error::Package(text.to_owned()));
-        }
+        has_apt()?;
         match Self::show(name) {
             None if !lists_are_there() => {
                 update()?;
@@ -134,6 +149,31 @@ impl Package {
     fn show(name: &str) -> Option<Self> {
         let text = run::output(Command::new("apt-cache").args(["show", "--no-all-versions", name])).ok()?;
         Self::parse(&text)
+    }
+
+    /// Packages and the packages of libraries that they depend on, directly or through other libraries, by name.
+    pub fn find_with_libraries(names: &[&str]) -> Result<Vec<Self>> {
+        has_apt()?;
+        let list = || {
+            let mut command = Command::new("apt-cache");
+            run::output(command.args(["depends", "--recurse", "--important"]).args(names))
+        };
+        let mut depends = list().unwrap_or_default();
+        if depends.is_empty() && !lists_are_there() {
+            update()?;
+            depends = list()?;
+        }
+        let all = with_libraries(names, &parse_recursive_depends(&depends));
+        // Among them may be names that only other packages provide, which fails nothing but is reported.
+        let mut command = Command::new("apt-cache");
+        let text = run::output(command.args(["show", "--no-all-versions"]).args(&all))?;
+        let mut packages: Vec<_> = text.split("\n\n").filter_map(Self::parse).collect();
+        packages.sort_by(|one, other| one.name.cmp(&other.name));
+        packages.dedup();
+        match names.iter().find(|name| !packages.iter().any(|package| package.name == **name)) {
+            Some(name) => Err(Error::Package(format!("no package {name}"))),
+            None => Ok(packages),
+        }
     }
 
     /// Reads the first stanza of `apt-cache show`.
@@ -161,20 +201,41 @@ impl Package {
     /// The package file, from `cache` if it is there and its hash is right, else downloaded; if that fails,
     /// [`Error::Download`].
     pub fn fetch(&self, cache: &Path, progress: &Progress) -> Result<PathBuf> {
-        let cached = cache.join(format!("{}_{}.deb", self.name, self.version_in_path()));
-        if cached.exists() && run::sha256(&cached)? == self.sha256 {
-            return Ok(cached);
+        Self::fetch_all(std::slice::from_ref(self), cache, progress)?;
+        Ok(self.path_in(cache))
+    }
+
+    /// [`Package::fetch`] for several, which takes less time than one after the other.
+    pub fn fetch_all(packages: &[Self], cache: &Path, progress: &Progress) -> Result<Vec<PathBuf>> {
+        let missing: Vec<_> = packages.iter().filter(|package| !package.is_in(cache)).collect();
+        if let [first, more @ ..] = &missing[..] {
+            let what = match more.len() {
+                0 => format!("{} {}", first.name, first.version),
+                more => format!("{} {} and {more} more packages", first.name, first.version),
+            };
+            fs::create_dir_all(cache).doing(|| format!("cannot create {}", cache.display()))?;
+            let folder = tempfile::Builder::new().prefix(TEMPORARY).tempdir_in(cache);
+            let folder = folder.doing(|| format!("cannot create a folder in {}", cache.display()))?;
+            progress
+                .during(&format!("downloading {what}"), || download(&missing, folder.path()))
+                .map_err(|source| Error::Download { package: what, source: Box::new(source) })?;
+            missing.iter().try_for_each(|package| package.accept(folder.path(), cache))?;
         }
-        fs::create_dir_all(cache).doing(|| format!("cannot create {}", cache.display()))?;
-        let folder = tempfile::Builder::new().prefix(TEMPORARY).tempdir_in(cache);
-        let folder = folder.doing(|| format!("cannot create a folder in {}", cache.display()))?;
-        progress
-            .during(&format!("downloading {} {}", self.name, self.version), || self.download(folder.path()))
-            .map_err(|source| Error::Download {
-                package: format!("{} {}", self.name, self.version),
-                source: Box::new(source),
-            })?;
-        let file = only_deb(folder.path())?;
+        Ok(packages.iter().map(|package| package.path_in(cache)).collect())
+    }
+
+    fn path_in(&self, cache: &Path) -> PathBuf {
+        cache.join(format!("{}_{}.deb", self.name, self.version_in_path()))
+    }
+
+    fn is_in(&self, cache: &Path) -> bool {
+        let path = self.path_in(cache);
+        path.exists() && run::sha256(&path).is_ok_and(|hash| hash == self.sha256)
+    }
+
+    /// Moves the downloaded file to the cache, if it is the right one.
+    fn accept(&self, folder: &Path, cache: &Path) -> Result<()> {
+        let file = deb_of(&self.name, folder)?;
         let hash = run::sha256(&file)?;
         if hash != self.sha256 {
             return Err(Error::Package(format!(
@@ -182,17 +243,17 @@ impl Package {
                 self.name, self.version, self.sha256
             )));
         }
-        fs::rename(&file, &cached)
-            .doing(|| format!("cannot move {} to {}", file.display(), cached.display()))?;
-        Ok(cached)
+        let cached = self.path_in(cache);
+        fs::rename(&file, &cached).doing(|| format!("cannot move {} to {}", file.display(), cached.display()))
     }
+}
 
-    fn download(&self, folder: &Path) -> Result<()> {
-        let mut command = Command::new("apt-get");
-        // As root, apt would switch to a user who cannot write to our folder, and warn about it.
-        command.args(APT_OPTIONS).args(["download", "-o", "APT::Sandbox::User="]);
-        run::quiet(command.arg(format!("{}={}", self.name, self.version)).current_dir(folder))
-    }
+fn download(packages: &[&Package], folder: &Path) -> Result<()> {
+    let mut command = Command::new("apt-get");
+    // As root, apt would switch to a user who cannot write to our folder, and warn about it.
+    command.args(APT_OPTIONS).args(["download", "-o", "APT::Sandbox::User="]);
+    command.args(packages.iter().map(|package| format!("{}={}", package.name, package.version)));
+    run::quiet(command.current_dir(folder))
 }
 
 /// Unpacks a package file into a folder.
@@ -200,12 +261,23 @@ pub fn unpack(deb: &Path, folder: &Path) -> Result<()> {
     run::quiet(Command::new("dpkg-deb").arg("--extract").arg(deb).arg(folder))
 }
 
-fn only_deb(folder: &Path) -> Result<PathBuf> {
+/// The package file of `name`: its version and architecture follow after `_`, which no name holds.
+fn deb_of(name: &str, folder: &Path) -> Result<PathBuf> {
     let entries = fs::read_dir(folder).doing(|| format!("cannot list {}", folder.display()))?;
-    let mut files = entries.flatten().map(|entry| entry.path());
-    files
-        .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
-        .ok_or_else(|| Error::Package(format!("apt-get download left no package in {}", folder.display())))
+    let is_wanted = |entry: &fs::DirEntry| {
+        let file = entry.file_name();
+        file.to_str().and_then(|file| file.split_once('_')).is_some_and(|(package, _)| package == name)
+    };
+    let found = entries.flatten().find(is_wanted).map(|entry| entry.path());
+    found.ok_or_else(|| Error::Package(format!("apt-get download left no {name} in {}", folder.display())))
+}
+
+fn has_apt() -> Result<()> {
+    if in_path("apt-get") {
+        return Ok(());
+    }
+    let text = "guests are made from Debian or Ubuntu packages, and this machine has no apt-get";
+    Err(Error::Package(text.to_owned()))
 }
 
 fn lists_are_there() -> bool {
@@ -219,6 +291,37 @@ fn parse_depends(text: &str) -> Vec<String> {
         (!name.starts_with('<')).then(|| name.to_owned())
     };
     text.lines().filter_map(depends).collect()
+}
+
+/// Reads `apt-cache depends --recurse`: each package, and under it what it depends on.
+fn parse_recursive_depends(text: &str) -> BTreeMap<&str, Vec<&str>> {
+    let mut all: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    let mut package = "";
+    for line in text.lines() {
+        let line = line.trim_end();
+        if !line.starts_with(' ') {
+            package = line;
+            continue;
+        }
+        let line = line.trim_start().trim_start_matches('|');
+        let name = line.strip_prefix("Depends: ").or_else(|| line.strip_prefix("PreDepends: "));
+        // `<a>` is provided by others, `a:i386` is for another machine.
+        if let Some(name) = name.filter(|name| !name.contains(['<', ':'])) {
+            all.entry(package).or_default().push(name);
+        }
+    }
+    all
+}
+
+fn with_libraries<'a>(names: &[&'a str], depends: &BTreeMap<&'a str, Vec<&'a str>>) -> BTreeSet<&'a str> {
+    let is_library = |name: &str| name.starts_with("lib") || name.starts_with("zlib");
+    let (mut all, mut todo) = (BTreeSet::new(), names.to_vec());
+    while let Some(name) = todo.pop() {
+        if all.insert(name) {
+            todo.extend(depends.get(name).into_iter().flatten().filter(|name| is_library(name)));
+        }
+    }
+    all
 }
 
 #[cfg(test)]
@@ -247,6 +350,26 @@ mod tests {
     fn dependencies_are_listed_without_virtual_packages() {
         let text = "linux-image-cloud-amd64\n  Depends: linux-image-6.1.0-56-cloud-amd64\n |Depends: a\n  Depends: <b>\n";
         assert_eq!(parse_depends(text), ["linux-image-6.1.0-56-cloud-amd64", "a"]);
+    }
+
+    #[test]
+    fn libraries_are_followed_and_other_packages_are_not() {
+        let text = "fio\n  Depends: libaio1\n |Depends: python3\n  Depends: <libvirtual>\n    libreal\n\
+                    libaio1\n  PreDepends: libc6\n  Depends: libc6:i386\npython3\n  Depends: libpython3\n\
+                    libc6\n  Depends: zlib1g\n  Depends: libaio1\n";
+        let all = with_libraries(&["fio"], &parse_recursive_depends(text));
+        assert_eq!(all.into_iter().collect::<Vec<_>>(), ["fio", "libaio1", "libc6", "zlib1g"]);
+    }
+
+    #[test]
+    fn a_package_file_is_told_from_those_of_similar_names() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["libc6-dev_2.36_amd64.deb", "libc6_1%3a2.36_amd64.deb"] {
+            fs::write(folder.path().join(name), "").unwrap();
+        }
+        let found = deb_of("libc6", folder.path()).unwrap();
+        assert!(found.ends_with("libc6_1%3a2.36_amd64.deb"), "{}", found.display());
+        assert!(deb_of("libc", folder.path()).is_err());
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Runs a program where guests run: directly, or in a nested host with the same path, arguments and variables.
 
 use std::ffi::OsString;
+use std::fs;
 use std::io::{self, Read, Write};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
@@ -9,12 +10,13 @@ use std::time::Duration;
 
 use crate::error::{Context, Result};
 use crate::guest_image::{self, GuestImage};
-use crate::harness::timeout_scale;
-use crate::nested::{Breakage, Host, Limits, Outcome, Spec};
+use crate::harness::{SCRATCH_VARIABLE, timeout_scale};
+use crate::nested::{Breakage, Host, Limits, Outcome, Spec, TOOLS_DEVICE};
 use crate::packages;
 use crate::place::{Decision, Place};
 use crate::progress::Progress;
-use crate::workspace::VMM;
+use crate::root_image;
+use crate::workspace::{self, VMM};
 
 /// Names the `vmm` to test; without it one is built.
 pub const VMM_VARIABLE: &str = "KINDLING_VMM";
@@ -77,6 +79,7 @@ impl Prepared {
         files.push(self.vmm.clone());
         Spec {
             image: self.image.clone(),
+            root: None,
             files,
             argv,
             env: self.environment(),
@@ -96,24 +99,28 @@ pub fn limits() -> Limits {
 /// Runs `program` with `arguments` and returns the exit code to end with.
 pub fn run(program: &OsString, arguments: &[OsString], progress: &Progress) -> Result<u8> {
     let prepared = Prepared::prepare(progress)?;
+    let root = root_image::prepare(progress)?;
     let name = PathBuf::from(program);
     let name = name.file_name().unwrap_or(program).display();
     let why = &prepared.decision.why;
     match prepared.decision.place {
         Place::Native => {
             progress.note(&format!("{name} runs directly on this machine: {why}"));
+            let scratch = workspace::target_dir().join("scratch");
+            fs::create_dir_all(&scratch).doing(|| format!("cannot create {}", scratch.display()))?;
             let mut command = Command::new(program);
-            let error = command.args(arguments).envs(prepared.environment()).exec();
+            command.args(arguments).envs(prepared.environment());
+            let error = command.env(root_image::VARIABLE, root).env(SCRATCH_VARIABLE, scratch).exec();
             Err(error).doing(|| format!("cannot run {}", program.display()))
         }
         Place::Nested => {
             progress.note(&format!("{name} runs in the nested host: {why}"));
-            run_nested(spec(&prepared, program, arguments)?, progress)
+            run_nested(spec(&prepared, root, program, arguments)?, progress)
         }
     }
 }
 
-fn spec(prepared: &Prepared, program: &OsString, arguments: &[OsString]) -> Result<Spec> {
+fn spec(prepared: &Prepared, root: PathBuf, program: &OsString, arguments: &[OsString]) -> Result<Spec> {
     let path = std::path::absolute(program).doing(|| format!("cannot find {}", program.display()))?;
     let mut files: Vec<_> = std::env::var_os(FILES_VARIABLE)
         .map(|list| std::env::split_paths(&list).filter(|path| !path.as_os_str().is_empty()).collect())
@@ -122,6 +129,8 @@ fn spec(prepared: &Prepared, program: &OsString, arguments: &[OsString]) -> Resu
     let mut argv = vec![path.into_os_string()];
     argv.extend_from_slice(arguments);
     let mut spec = prepared.host_spec(argv, files);
+    spec.root = Some(root);
+    spec.env.push((root_image::VARIABLE.into(), TOOLS_DEVICE.into()));
     let inherited = |name: &str| {
         (name.starts_with("KINDLING_") || name.starts_with("RUST_"))
             && !spec.env.iter().any(|(present, _)| present == name)

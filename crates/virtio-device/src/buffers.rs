@@ -9,7 +9,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 
 use libc::{c_int, iovec, off_t};
-use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryError, VolatileSlice};
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryRegion, VolatileSlice};
 
 use crate::GuestMemory;
 
@@ -22,6 +22,7 @@ const IOV_MAX: usize = libc::UIO_MAXIOV as usize;
 /// [`Segments::push`] makes segments, and the rest of this module only makes them smaller.
 struct Segments {
     memory: Arc<GuestMemory>,
+    region: Region,
     segments: Vec<iovec>,
     /// The first that is not used up.
     first: usize,
@@ -31,7 +32,8 @@ struct Segments {
 
 impl Segments {
     fn new(memory: Arc<GuestMemory>) -> Self {
-        Self { memory, segments: Vec::new(), first: 0, len: 0 }
+        let region = Region { start: 0, len: 0, base: std::ptr::null_mut() };
+        Self { memory, region, segments: Vec::new(), first: 0, len: 0 }
     }
 
     fn clear(&mut self) {
@@ -43,13 +45,25 @@ impl Segments {
     fn push(&mut self, address: u64, len: u32) -> Result<(), PushError> {
         let sum = self.len.checked_add(len).ok_or(PushError::TooLong)?;
         if len != 0 {
-            let buffer =
-                self.memory.get_slice(GuestAddress(address), len as usize).map_err(PushError::Memory)?;
-            let iov_base = buffer.ptr_guard_mut().as_ptr().cast();
+            let iov_base = self.find(address, len).map_err(PushError::Memory)?.cast();
             self.segments.push(iovec { iov_base, iov_len: len as usize });
             self.len = sum;
         }
         Ok(())
+    }
+
+    /// Where `len` bytes of guest memory are in this process: all of them in one region.
+    fn find(&mut self, address: u64, len: u32) -> Result<*mut u8, GuestMemoryError> {
+        if let Some(found) = self.region.find(address, len) {
+            return Ok(found);
+        }
+        let address = GuestAddress(address);
+        let found = self.memory.get_slice(address, len as usize)?.ptr_guard_mut().as_ptr();
+        if let Some(region) = self.memory.find_region(address) {
+            let base = region.as_volatile_slice()?.ptr_guard_mut().as_ptr();
+            self.region = Region { start: region.start_addr().0, len: region.len(), base };
+        }
+        Ok(found)
     }
 
     fn rest(&self) -> &[iovec] {
@@ -102,6 +116,23 @@ impl Segments {
     fn call(&self) -> (*const iovec, c_int) {
         let rest = self.rest();
         (rest.as_ptr(), rest.len().min(IOV_MAX) as c_int)
+    }
+}
+
+/// The region of guest memory where the last buffer was found, and most likely the next one is: searching all of them
+/// would take most of the time that a chain takes. Of no length before the first.
+struct Region {
+    start: u64,
+    len: u64,
+    /// Where it is in this process: `len` bytes that are mapped for as long as the memory is kept.
+    base: *mut u8,
+}
+
+impl Region {
+    fn find(&self, address: u64, len: u32) -> Option<*mut u8> {
+        let offset = address.checked_sub(self.start)?;
+        let rest = self.len.checked_sub(offset)?;
+        (u64::from(len) <= rest).then(|| self.base.wrapping_add(offset as usize))
     }
 }
 
@@ -169,8 +200,9 @@ impl Readable {
         self.0.clear();
     }
 
-    pub(crate) fn memory(&self) -> &GuestMemory {
-        &self.0.memory
+    /// Where `len` bytes of guest memory are in this process, for as long as `self` lives.
+    pub(crate) fn find(&mut self, address: u64, len: u32) -> Result<*mut u8, GuestMemoryError> {
+        self.0.find(address, len)
     }
 
     /// Copies bytes off the front; returns how many: fewer than asked for when that is all.

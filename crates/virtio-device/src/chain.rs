@@ -3,13 +3,12 @@
 use std::sync::Arc;
 
 use virtio_bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
-use vm_memory::{GuestAddress, GuestMemoryBackend};
 
 use crate::buffers::PushError;
 use crate::{GuestMemory, QueueError, Readable, Writable};
 
 /// Bytes of a descriptor.
-pub(crate) const DESCRIPTOR_SIZE: usize = 16;
+pub(crate) const DESCRIPTOR_SIZE: usize = size_of::<Descriptor>();
 
 /// A request of the driver: the buffers of one descriptor chain.
 ///
@@ -39,14 +38,17 @@ impl Chain {
         self.head
     }
 
-    /// Reads the chain that begins at `head` of `table`.
+    /// Reads the chain that begins at `head` of `table`: at most as many buffers as that has entries, wherever their
+    /// descriptors are. The one that only points to an indirect table does not count: Linux puts as many buffers there as
+    /// the queue has entries (VIRTIO 1.2, 2.7.5.3.1).
     pub(crate) fn load(&mut self, table: Table, head: u16, indirect: bool) -> Result<(), QueueError> {
         self.head = head;
         self.readable.clear();
         self.writable.clear();
         let most = table.size;
         let (mut table, mut index, mut indirect) = (table, head, indirect);
-        for _ in 0..most {
+        let mut left = most;
+        loop {
             let descriptor = table.read(index)?;
             if descriptor.has(VRING_DESC_F_INDIRECT) {
                 // Neither nested nor followed by anything (VIRTIO 1.2, 2.7.5.3.1).
@@ -54,17 +56,17 @@ impl Chain {
                     return Err(descriptor.bad_table());
                 }
                 indirect = false;
-                table = self.indirect_table(&descriptor, most)?;
+                table = self.indirect_table(&descriptor)?;
                 index = 0;
                 continue;
             }
+            left = left.checked_sub(1).ok_or(QueueError::ChainLength { head, size: most })?;
             self.add(&descriptor)?;
             if !descriptor.has(VRING_DESC_F_NEXT) {
                 return Ok(());
             }
             index = descriptor.next;
         }
-        Err(QueueError::ChainLength { head, size: most })
     }
 
     fn add(&mut self, descriptor: &Descriptor) -> Result<(), QueueError> {
@@ -82,19 +84,14 @@ impl Chain {
         })
     }
 
-    fn indirect_table(&self, descriptor: &Descriptor, most: u16) -> Result<Table, QueueError> {
-        let len = descriptor.len as usize;
-        let size = u16::try_from(len / DESCRIPTOR_SIZE).ok();
-        let (Some(size @ 1..), 0) = (size, len % DESCRIPTOR_SIZE) else {
+    fn indirect_table(&mut self, descriptor: &Descriptor) -> Result<Table, QueueError> {
+        let &Descriptor { address, len, .. } = descriptor;
+        let size = u16::try_from(len as usize / DESCRIPTOR_SIZE).ok();
+        let (Some(size @ 1..), 0) = (size, len as usize % DESCRIPTOR_SIZE) else {
             return Err(descriptor.bad_table());
         };
-        let slice = self
-            .readable
-            .memory()
-            .get_slice(GuestAddress(descriptor.address), len)
-            .map_err(|_| descriptor.bad_table())?;
-        // No entry of a table that is longer than a chain can be is ever reached.
-        Ok(Table { base: slice.ptr_guard().as_ptr(), size: size.min(most) })
+        let base = self.readable.find(address, len).map_err(|_| descriptor.bad_table())?;
+        Ok(Table { base, size })
     }
 }
 
@@ -112,21 +109,22 @@ impl Table {
         if index >= self.size {
             return Err(QueueError::DescriptorIndex { index, size: self.size });
         }
-        let at = self.base.wrapping_add(usize::from(index) * DESCRIPTOR_SIZE);
-        // SAFETY: the descriptor is in the table, since `index` is below its size, and so it is mapped. Arrays of bytes
-        // need no alignment. A guest that changes it meanwhile gets what it deserves: any bytes are valid.
-        let bytes = unsafe { at.cast::<[u8; DESCRIPTOR_SIZE]>().read_volatile() };
-        let value = u128::from_le_bytes(bytes);
+        let at = self.base.cast::<Descriptor>().wrapping_add(index.into());
+        // SAFETY: the descriptor is in the table, since `index` is below its size, and so it is mapped. It needs no
+        // alignment. It is read once: a guest that changes it meanwhile gets what it deserves, for any bytes are valid.
+        let Descriptor { address, len, flags, next } = unsafe { at.read_volatile() };
         Ok(Descriptor {
-            address: value as u64,
-            len: (value >> 64) as u32,
-            flags: (value >> 96) as u16,
-            next: (value >> 112) as u16,
+            address: u64::from_le(address),
+            len: u32::from_le(len),
+            flags: u16::from_le(flags),
+            next: u16::from_le(next),
         })
     }
 }
 
-/// VIRTIO 1.2, 2.7.5.
+/// VIRTIO 1.2, 2.7.5. Packed: indirect tables lie anywhere.
+#[derive(Clone, Copy)]
+#[repr(C, packed)]
 struct Descriptor {
     address: u64,
     len: u32,

@@ -116,6 +116,9 @@ impl Activation {
 }
 
 /// How a device interrupts its driver.
+///
+/// Workers call this on their threads, while their transport may be waiting for one to stop: it must not wait for
+/// anybody, and so take no lock that is held meanwhile.
 pub trait Interrupt: Send + Sync {
     /// Buffers of queue `queue` were used.
     fn queue_used(&self, queue: u16);
@@ -147,7 +150,7 @@ pub trait Worker: Send {
     /// When it cannot go on. Its device then needs a reset.
     fn event(&mut self, token: u32, events: EventSet, watch: &mut Watch<'_>) -> Result<(), WorkerError>;
 
-    /// Finishes what has begun, before a sleep. Nothing is watched any more afterwards.
+    /// Finishes what has begun, before a sleep or the end, also after an error. Nothing is watched any more.
     fn drain(&mut self) {}
 
     /// Where its queues stand. What was taken from them and is not finished counts as not taken.

@@ -37,8 +37,8 @@ pub enum QueueError {
         #[source]
         source: GuestMemoryError,
     },
-    /// More chains are available than the queue has entries.
-    #[error("available index {index} is further from {next} than the queue's size of {size}")]
+    /// More chains are available, or not yet shown as used, than the queue has entries.
+    #[error("available index {index}, with {next} the next to take, exceeds the queue's size of {size}")]
     AvailableIndex {
         /// The driver's index.
         index: u16,
@@ -61,8 +61,8 @@ pub enum QueueError {
         /// Its first descriptor.
         head: u16,
     },
-    /// A chain is longer than the queue, which also means that it has no loop (VIRTIO 1.2, 2.7.5.3.1).
-    #[error("the chain at descriptor {head} has more than {size} descriptors")]
+    /// A chain has more buffers than its queue has entries, perhaps because it has a loop (VIRTIO 1.2, 2.7.5.3.1).
+    #[error("the chain at descriptor {head} has more than {size} buffers")]
     ChainLength {
         /// Its first descriptor.
         head: u16,
@@ -95,8 +95,8 @@ pub enum QueueError {
         /// Its length in bytes.
         len: u32,
     },
-    /// The buffers of a chain are longer than 4 GiB together (VIRTIO 1.2, 2.7.5.3.1).
-    #[error("the chain at descriptor {head} is longer than 4 GiB")]
+    /// The readable or the writable buffers of a chain are 4 GiB or longer together (VIRTIO 1.2, 2.7.5.2).
+    #[error("the chain at descriptor {head} is 4 GiB long or longer")]
     TooLong {
         /// Its first descriptor.
         head: u16,

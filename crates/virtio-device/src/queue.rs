@@ -4,7 +4,7 @@
 //! the driver writes is checked before it is used, and checked again when it is read again.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, Ordering, fence};
+use std::sync::atomic::{AtomicU16, AtomicU32, Ordering, fence};
 
 use virtio_bindings::virtio_ring::{
     VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC, VRING_AVAIL_F_NO_INTERRUPT, VRING_USED_F_NO_NOTIFY,
@@ -60,6 +60,8 @@ pub struct Queue {
     event_index: bool,
     /// A bit for each head, set while its chain is with the device.
     in_flight: Box<[u64]>,
+    /// Chains that were taken and that the driver was not shown as used: never more than the queue has entries.
+    outstanding: u16,
     rings: Rings,
     kick: EventFd,
     interrupt: Arc<dyn Interrupt>,
@@ -80,7 +82,10 @@ unsafe impl Send for Queue {}
 
 impl Queue {
     /// The queue that `state` describes, for a driver that accepted `features`. The driver makes `kick` readable when
-    /// it has made chains available.
+    /// it has made chains available; reading it must not wait (`EFD_NONBLOCK`).
+    ///
+    /// The state need not be trusted: one that the rings do not fit shows when chains are taken, as a driver that broke
+    /// the protocol.
     ///
     /// # Errors
     ///
@@ -111,6 +116,7 @@ impl Queue {
             indirect: has(VIRTIO_RING_F_INDIRECT_DESC),
             event_index: has(VIRTIO_RING_F_EVENT_IDX),
             in_flight: vec![0; entries.div_ceil(64)].into(),
+            outstanding: 0,
             rings,
             memory,
             kick,
@@ -138,12 +144,15 @@ impl Queue {
         &self.kick
     }
 
-    /// Where the queue stands, when all that was popped has been pushed and published.
+    /// Where the queue stands. A chain that was popped counts as taken, one that was pushed as used: so it is the whole
+    /// truth when all that was popped has been pushed, published or put back.
     pub fn state(&self) -> QueueState {
         self.state
     }
 
-    /// Takes the next chain that the driver made available. Returns whether there was one.
+    /// Takes the next chain that the driver made available. Returns whether there was one; if not, `chain` is as before.
+    ///
+    /// Until [`Queue::publish`], no more chains come than the queue has entries, whatever the driver does.
     ///
     /// # Errors
     ///
@@ -166,14 +175,20 @@ impl Queue {
         }
         chain.load(Table { base: self.rings.table, size }, head, self.indirect)?;
         *in_flight |= bit;
+        self.outstanding += 1;
         self.state.next_available = next.wrapping_add(1);
         Ok(true)
     }
 
-    /// Puts the chain that was popped last back, so that it is the next to be popped. Nothing was pushed since.
+    /// Puts the chain that was popped last back, so that it is the next to be popped. After that, the one before it can
+    /// be put back, unless it was pushed.
+    ///
+    /// Nothing happens for a chain that the device does not have.
     pub fn unpop(&mut self, chain: &Chain) {
-        self.land(chain.head());
-        self.state.next_available = self.state.next_available.wrapping_sub(1);
+        if self.land(chain.head()) {
+            self.outstanding -= 1;
+            self.state.next_available = self.state.next_available.wrapping_sub(1);
+        }
     }
 
     /// Gives a chain back, with `written` bytes in its writable buffers. The driver does not see it yet.
@@ -183,12 +198,13 @@ impl Queue {
         if !self.land(head) {
             return;
         }
-        let at = usize::from(self.state.next_used & self.mask());
-        let entry = u64::from(head) | u64::from(written) << 32;
-        let base = self.rings.used.wrapping_add(USED_ENTRIES).cast::<[u8; 8]>().wrapping_add(at);
-        // SAFETY: `at` is below the queue's size, so that the entry is in the used ring, which is mapped (see `Rings`).
-        // Arrays of bytes need no alignment.
-        unsafe { base.write_volatile(entry.to_le_bytes()) };
+        let entry = USED_ENTRIES + 4 * usize::from(self.state.next_used & self.mask());
+        for (at, value) in [(entry, u32::from(head)), (entry + 2, written)] {
+            // SAFETY: the masked index is below the queue's size, so that the entry is in the used ring, which is mapped
+            // (see `Rings`) and aligned to 4 bytes (see `find`), as its entries are then.
+            let word = unsafe { AtomicU32::from_ptr(self.rings.used.add(at).cast()) };
+            word.store(value.to_le(), Ordering::Relaxed);
+        }
         self.state.next_used = self.state.next_used.wrapping_add(1);
     }
 
@@ -200,6 +216,7 @@ impl Queue {
         }
         self.used_atomic(INDEX).store(new.to_le(), Ordering::Release);
         self.published = new;
+        self.outstanding -= new.wrapping_sub(old);
         // The driver writes its wish and then looks at the index; here it is the other way round.
         fence(Ordering::SeqCst);
         let wanted = if self.event_index {
@@ -259,7 +276,9 @@ impl Queue {
     fn look(&mut self) -> Result<bool, QueueError> {
         let (next, size) = (self.state.next_available, self.size());
         let index = u16::from_le(self.available_atomic(INDEX).load(Ordering::Acquire));
-        if index.wrapping_sub(next) > size {
+        // Each chain needs a descriptor until it is seen as used. Without the second term, a driver that offers what
+        // was pushed and not published would keep its device busy for as long as it likes.
+        if index.wrapping_sub(next) > size - self.outstanding {
             return Err(QueueError::AvailableIndex { index, next, size });
         }
         self.available = index;
@@ -291,14 +310,15 @@ impl Queue {
     fn available_atomic(&self, at: usize) -> &AtomicU16 {
         debug_assert!(at <= AVAILABLE_ENTRIES + usize::from(self.size()));
         // SAFETY: the ring is aligned (see `find`) and has that word, and it is mapped for as long as `self` (see
-        // `Rings`). All accesses of this process to it are atomic.
+        // `Rings`). No reference to guest memory exists, and this module's accesses are atomic. A guest that has rings
+        // and buffers overlap, or writes meanwhile, gets any values, and any are valid.
         unsafe { AtomicU16::from_ptr(self.rings.available.add(at)) }
     }
 
     /// Word `at` of the used ring that is no part of an entry: at most the one behind them.
     fn used_atomic(&self, at: usize) -> &AtomicU16 {
         debug_assert!(at < USED_ENTRIES || at == USED_ENTRIES + 4 * usize::from(self.size()));
-        // SAFETY: as for the available ring; entries are accessed otherwise, but not these words.
+        // SAFETY: as for the available ring.
         unsafe { AtomicU16::from_ptr(self.rings.used.add(at)) }
     }
 }

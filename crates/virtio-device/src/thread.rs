@@ -25,7 +25,8 @@ const CONTROL: u32 = u32::MAX;
 
 /// A thread that workers can be put on.
 ///
-/// It ends when this and all its [`WorkerSlot`]s are gone and its workers have finished what they had begun; nobody waits for that.
+/// It ends when this and all its [`WorkerSlot`]s are gone and its workers have finished what they had begun; nobody waits
+/// for that.
 #[derive(Clone, Debug)]
 pub struct WorkerThread {
     control: Arc<Control>,
@@ -56,7 +57,8 @@ enum Request {
 }
 
 impl WorkerThread {
-    /// Starts a thread. `set_up` runs on it before anything else, to confine it for example.
+    /// Starts a thread with this name, which has no NUL. `set_up` runs on it before anything else, to confine it for
+    /// example.
     ///
     /// # Errors
     ///
@@ -90,12 +92,14 @@ impl WorkerThread {
 }
 
 impl WorkerSlot {
-    /// Puts a worker here, where none is, and starts it. Should it fail to go on, `interrupt` hears of it.
+    /// Puts a worker here and starts it. Should it fail to go on, `interrupt` hears of it, and the worker waits to be
+    /// taken back. One that is here already is stopped and dropped.
     pub fn start(&self, worker: Box<dyn Worker>, interrupt: Arc<dyn Interrupt>) {
         self.control.send(Request::Start(self.slot, worker, interrupt));
     }
 
-    /// Asks for the worker back. It finishes what it has begun first.
+    /// Asks for the worker back. It finishes what it has begun first, even if it failed. When nobody waits for it, it is
+    /// dropped.
     pub fn stop(&self) -> Stopping {
         let (reply, receiver) = mpsc::sync_channel(1);
         self.control.send(Request::Stop(self.slot, reply));
@@ -169,17 +173,20 @@ impl Runner {
                     return;
                 }
             };
+            let mut asked = false;
             for event in events.iter().take(count) {
                 let (slot, token) = ((event.data() >> 32) as u32, event.data() as u32);
                 if slot == CONTROL {
-                    if !self.take_requests() {
-                        return;
-                    }
+                    // Last of all, so that no worker gets the events of the one that was there before it.
+                    asked = true;
                 } else if let Some(place) = self.places.get_mut(&slot) {
                     place.act(&self.epoll, slot, |worker, watch| {
                         worker.event(token, event.event_set(), watch)
                     });
                 }
+            }
+            if asked && !self.take_requests() {
+                return;
             }
         }
     }
@@ -191,6 +198,7 @@ impl Runner {
         while let Ok(request) = self.requests.try_recv() {
             match request {
                 Request::Start(slot, worker, interrupt) => {
+                    drop(self.stop(slot));
                     let mut place = Place { worker, interrupt, watched: BTreeSet::new(), failed: false };
                     place.act(&self.epoll, slot, |worker, watch| worker.start(watch));
                     self.places.insert(slot, place);

@@ -16,15 +16,16 @@ machine with a KVM of its own. The program has to be linked statically for that.
 `cargo verify` links the test binaries that need guests statically and runs each under this program. A test binary of a
 broken host gets another host for the tests that have not passed yet.
 
-The program finds what it needs through KINDLING_GUEST_DIR (vmlinux, vmlinuz, initramfs.cpio) and KINDLING_VMM (the
-monitor). Both are prepared if they are not set.
+The program finds what it needs through KINDLING_GUEST_DIR (vmlinux, vmlinuz, initramfs.cpio), KINDLING_VMM (the
+monitor) and KINDLING_ROOT_IMAGE (a root file system for a guest's disk). They are prepared if they are not set.
+KINDLING_SCRATCH names a folder for large files; host-runner always sets it.
 
 Variables:
     KINDLING_HOST            native or nested: do not look at the machine
     KINDLING_HOST_FILES      more files for the nested host, separated by colons; they keep their paths
     KINDLING_KERNEL_PACKAGE  the package with the guests' kernel
     KINDLING_TIMEOUT_SCALE   multiplies every time limit
-    RUST_TEST_THREADS        tests at a time (2 in the nested host)
+    RUST_TEST_THREADS        tests at a time (1 in the nested host)
 
 Exit codes: the program's own; 3 if the nested host broke, which says nothing about the program; 1 if something could
 not be prepared.";

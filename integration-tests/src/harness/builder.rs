@@ -6,7 +6,7 @@ use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command};
 
-use super::{Console, Guest, image, vmm_path};
+use super::{Console, Guest, Tap, image, tap, vmm_path};
 use crate::error::{Context, Result};
 use crate::guest_image::GuestImage;
 use crate::run::die_with_parent;
@@ -56,6 +56,7 @@ pub struct Builder {
     /// In place of `run` and its options.
     pub(super) all_arguments: Option<Vec<OsString>>,
     stdio: Stdio,
+    namespace: Option<PathBuf>,
 }
 
 impl Default for Builder {
@@ -71,6 +72,7 @@ impl Default for Builder {
             arguments: Vec::new(),
             all_arguments: None,
             stdio: Stdio::default(),
+            namespace: None,
         }
     }
 }
@@ -134,6 +136,19 @@ impl Builder {
         self
     }
 
+    /// Has the guest's init load these kernel modules first, and what they need.
+    #[must_use]
+    pub fn modules(self, names: &[&str]) -> Self {
+        self.cmdline_extra(&format!("kindling.modules={}", names.join(",")))
+    }
+
+    /// Runs `vmm` in the network namespace with the interface [`Tap::NAME`].
+    #[must_use]
+    pub fn tap(mut self, tap: &Tap) -> Self {
+        self.namespace = Some(tap.path());
+        self
+    }
+
     /// What the standard input and output of `vmm` are; pipes if not said.
     #[must_use]
     pub fn stdio(mut self, stdio: Stdio) -> Self {
@@ -170,6 +185,9 @@ impl Builder {
             },
         };
         command.args(&self.arguments);
+        if let Some(path) = &self.namespace {
+            tap::enter(path, &mut command)?;
+        }
         let started = match self.stdio {
             Stdio::Pipes => spawn_with_pipes(command),
             Stdio::Pty => spawn_with_pty(command),

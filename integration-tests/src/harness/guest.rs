@@ -106,6 +106,11 @@ impl Guest {
         &mut self.agent
     }
 
+    /// The monitor's process id.
+    pub fn id(&self) -> u32 {
+        self.process.id()
+    }
+
     /// Sends the monitor a signal.
     pub fn signal(&mut self, signal: i32) -> Result<()> {
         self.process.signal(signal)

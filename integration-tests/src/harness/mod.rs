@@ -1,14 +1,19 @@
 //! What tests use to start guests and talk to them.
 //!
 //! [`Guest`] runs `vmm` with a guest whose init takes commands over the console; [`Vmm`] runs `vmm` alone, for what it
-//! says and how it ends. Every wait has a limit, multiplied by `$KINDLING_TIMEOUT_SCALE`. What a test starts is killed
-//! and reaped when the test drops it; a test that fails shows what the guest's console showed.
+//! says and how it ends; [`on_host`] runs other programs, [`Tap`] gives a guest a network. Every wait has a limit,
+//! multiplied by `$KINDLING_TIMEOUT_SCALE`. What a test starts is killed and reaped when the test drops it; a test that
+//! fails shows what the guest's console showed.
 
 mod agent;
 mod builder;
 mod console;
+pub mod files;
 mod guest;
+mod hanging;
+mod host;
 mod process;
+mod tap;
 mod vmm;
 
 use std::path::PathBuf;
@@ -17,8 +22,12 @@ use std::time::Duration;
 pub use agent::{Agent, Output};
 pub use builder::{BASE_CMDLINE, Builder, Kernel, Stdio, default_cmdline};
 pub use console::Console;
+pub use files::SCRATCH_VARIABLE;
 pub use guest::Guest;
+pub use hanging::HangingDisk;
+pub use host::on_host;
 pub use process::Process;
+pub use tap::Tap;
 pub use vmm::{Ended, Vmm};
 
 use crate::error::{Error, Result};

@@ -2,11 +2,13 @@
 
 use std::ffi::OsStr;
 use std::io::{self, Read};
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use super::host::started;
 use super::{Process, vmm_path};
-use crate::error::{Context, Error, Result};
+use crate::error::{Error, Result};
 use crate::run::die_with_parent;
 
 /// A `vmm` to run to its end.
@@ -61,10 +63,11 @@ impl Vmm {
     /// Runs it to its end. One that does not end in time is killed; the error is a timeout that shows what it said.
     pub fn run(mut self, limit: Duration) -> Result<Ended> {
         let child = spawn(self.command.stdout(Stdio::piped()).stderr(Stdio::piped()));
-        let mut child = child.doing(|| format!("cannot start {}", self.command.get_program().display()))?;
+        let mut child = started(child, &self.command)?;
         let stdout = collect(child.stdout.take());
         let stderr = collect(child.stderr.take());
-        let mut process = Process::new(child, "vmm");
+        let name = Path::new(self.command.get_program()).file_name().unwrap_or_default().to_string_lossy();
+        let mut process = Process::new(child, &name);
         let waited = process.wait(limit);
         // Ends a process that went on, and with it the pipes.
         drop(process);

@@ -1,6 +1,6 @@
 //! The system calls of an init process: mounts, terminals, children, signals, and the end of the machine.
 
-use std::ffi::CStr;
+use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd};
@@ -182,28 +182,28 @@ pub fn drain(terminal: &File) {
 /// Mounts what programs expect; what cannot be mounted is reported on the console.
 pub fn mount_all() {
     let mounts = [
-        (c"proc", c"/proc"),
-        (c"sysfs", c"/sys"),
-        (c"devtmpfs", c"/dev"),
-        (c"devpts", c"/dev/pts"),
-        (c"tmpfs", c"/dev/shm"),
-        (c"tmpfs", c"/tmp"),
-        (c"tmpfs", c"/run"),
+        ("proc", "/proc"),
+        ("sysfs", "/sys"),
+        ("devtmpfs", "/dev"),
+        ("devpts", "/dev/pts"),
+        ("tmpfs", "/dev/shm"),
+        ("tmpfs", "/tmp"),
+        ("tmpfs", "/run"),
     ];
     for (kind, target) in mounts {
-        if let Err(error) = mount(kind, target) {
-            eprintln!("init: cannot mount {}: {error}", target.to_string_lossy());
+        let made = std::fs::create_dir_all(target);
+        if let Err(error) = made.and_then(|()| mount(kind, target, kind, libc::MS_NOSUID)) {
+            eprintln!("init: cannot mount {target}: {error}");
         }
     }
 }
 
-fn mount(kind: &CStr, target: &CStr) -> io::Result<()> {
-    if let Ok(target) = target.to_str() {
-        std::fs::create_dir_all(target)?;
-    }
-    let (source, kind) = (kind.as_ptr(), kind.as_ptr());
-    // SAFETY: the strings are NUL-terminated; these file systems take no data.
-    check(unsafe { libc::mount(source, target.as_ptr(), kind, libc::MS_NOSUID, std::ptr::null()) })
+/// Mounts a file system, or does what the flags say (mount(2)).
+pub fn mount(source: &str, target: &str, kind: &str, flags: libc::c_ulong) -> io::Result<()> {
+    let [source, target, kind] = [source, target, kind].map(CString::new);
+    let (source, target, kind) = (source?, target?, kind?);
+    // SAFETY: the strings are NUL-terminated and live until the call returns; there is no data.
+    check(unsafe { libc::mount(source.as_ptr(), target.as_ptr(), kind.as_ptr(), flags, std::ptr::null()) })
 }
 
 /// Loads a kernel module.
@@ -237,6 +237,8 @@ pub fn end(power: Power) -> ! {
         std::thread::sleep(Duration::from_millis(10));
     }
     signal_all(libc::SIGKILL);
+    // A root file system on a disk is clean after this, unless a killed process still has a file of it.
+    let _ = mount("", "/", "", libc::MS_REMOUNT | libc::MS_RDONLY);
     if let Ok(console) = console() {
         drain(&console);
     }

@@ -4,6 +4,8 @@
 //! It boots from a RAM disk that holds busybox, the KVM modules, the files of one job and our init in host mode
 //! ([`crate::init`]). The first serial port is the kernel's console, the second the job's standard streams, the third
 //! carries init's reports. One host runs one job.
+//!
+//! A host with a root image has the programs in it, and an empty disk.
 
 mod archive;
 mod watch;
@@ -25,6 +27,7 @@ use crate::job::Job;
 use crate::packages::QEMU;
 use crate::run::die_with_parent;
 use crate::terminal::check;
+use crate::workspace;
 use watch::{Report, Watch};
 
 /// What QEMU has to emulate: AMD-V with nested paging. `-cpu max` would have more, and a bug in its system call entry.
@@ -39,6 +42,15 @@ pub const CPU: &str = "EPYC,+svm,+npt,-xsave";
 pub const COMMAND_LINE: &str = "console=ttyS0,115200 reboot=t panic=-1 mitigations=off tsc=reliable highres=off \
                                 nohz=off kindling.init=host";
 
+/// The disk with the root image in a host that has one.
+pub const TOOLS_DEVICE: &str = "/dev/vda";
+
+/// The empty disk of such a host.
+const SCRATCH_DEVICE: &str = "/dev/vdb";
+
+/// Size of a host's empty disk; it takes room as it is written to.
+const SCRATCH_BYTES: u64 = 8 << 30;
+
 /// How often a host's process is looked at.
 const POLL: Duration = Duration::from_millis(20);
 
@@ -47,6 +59,8 @@ const POLL: Duration = Duration::from_millis(20);
 pub struct Spec {
     /// Kernel, modules and basic file system.
     pub image: GuestImage,
+    /// The root file system ([`crate::root_image`]) whose programs the host shall have; with it comes an empty disk.
+    pub root: Option<PathBuf>,
     /// Files of this machine that the host shall have, each under the same absolute path.
     pub files: Vec<PathBuf>,
     /// Program to run, its arguments and variables.
@@ -106,9 +120,10 @@ impl Host {
     /// ends, so that none is left behind.
     pub fn start(spec: &Spec) -> Result<Self> {
         let archive = archive::build(spec, &job(spec)?)?;
+        let disks = spec.root.as_deref().map(Disks::new).transpose()?;
         let (console, console_end) = pipe()?;
         let (control, control_end) = pipe()?;
-        let mut command = command(spec, &archive, &console_end, &control_end);
+        let mut command = command(spec, &archive, disks.as_ref(), &console_end, &control_end);
         let child = command.spawn();
         let mut child = child.doing(|| format!("cannot start {}", QEMU.program))?;
         // QEMU has its own copies; ours would keep the pipes from ending with it.
@@ -171,22 +186,63 @@ fn job(spec: &Spec) -> Result<Job> {
     Ok(Job { modules, argv: spec.argv.clone(), env: spec.env.clone() })
 }
 
-fn command(spec: &Spec, archive: &File, console: &PipeWriter, control: &PipeWriter) -> Command {
+/// The disks of a host.
+struct Disks<'a> {
+    root: &'a Path,
+    /// Without a name: it is gone when QEMU is.
+    scratch: File,
+}
+
+impl<'a> Disks<'a> {
+    fn new(root: &'a Path) -> Result<Self> {
+        let folder = workspace::target_dir();
+        let scratch = tempfile::tempfile_in(&folder);
+        let scratch = scratch.and_then(|file| file.set_len(SCRATCH_BYTES).map(|()| file));
+        let scratch = scratch.doing(|| format!("cannot create a disk in {}", folder.display()))?;
+        Ok(Self { root, scratch })
+    }
+
+    fn add_to(&self, command: &mut Command) {
+        // Commas are doubled in a list of options.
+        let root = self.root.display().to_string().replace(',', ",,");
+        let scratch = inherited(self.scratch.as_raw_fd());
+        command.args(["-drive", &format!("if=virtio,format=raw,readonly=on,file={root}")]);
+        // What tests write need not survive this machine.
+        let options = "if=virtio,format=raw,cache=unsafe,discard=unmap";
+        command.args(["-drive", &format!("{options},file={scratch}")]);
+    }
+}
+
+fn command(
+    spec: &Spec,
+    archive: &File,
+    disks: Option<&Disks<'_>>,
+    console: &PipeWriter,
+    control: &PipeWriter,
+) -> Command {
     let mut command = Command::new(QEMU.program);
     command.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]);
     command.args(["-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", CPU]);
     command.args(["-smp", &spec.cpus.to_string(), "-m", &format!("{}M", spec.memory_mib)]);
     command.arg("-kernel").arg(spec.image.vmlinuz());
-    command.args(["-initrd", &inherited(archive.as_raw_fd()), "-append", COMMAND_LINE]);
+    let mut command_line = COMMAND_LINE.to_owned();
+    if disks.is_some() {
+        command_line.push_str(&format!(" kindling.tools={TOOLS_DEVICE} kindling.scratch={SCRATCH_DEVICE}"));
+    }
+    command.args(["-initrd", &inherited(archive.as_raw_fd()), "-append", &command_line]);
     command.args(["-chardev", &format!("file,id=console,path={}", inherited(console.as_raw_fd()))]);
     command.args(["-chardev", "stdio,id=job,signal=off"]);
     command.args(["-chardev", &format!("file,id=control,path={}", inherited(control.as_raw_fd()))]);
     for name in ["console", "job", "control"] {
         command.args(["-serial", &format!("chardev:{name}")]);
     }
+    if let Some(disks) = disks {
+        disks.add_to(&mut command);
+    }
     command.stdin(if spec.stdin { Stdio::piped() } else { Stdio::null() }).stdout(Stdio::piped());
     command.stderr(Stdio::piped());
-    let inherit = [archive.as_raw_fd(), console.as_raw_fd(), control.as_raw_fd()];
+    let mut inherit = vec![archive.as_raw_fd(), console.as_raw_fd(), control.as_raw_fd()];
+    inherit.extend(disks.map(|disks| disks.scratch.as_raw_fd()));
     // SAFETY: the closure only makes system calls that are async-signal-safe. The descriptors are open until spawn
     // returns: the caller holds their files.
     unsafe {

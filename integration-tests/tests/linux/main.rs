@@ -3,14 +3,20 @@
 //! `cargo verify` runs this binary through `host-runner`, which finds out which of the two it is.
 #![allow(clippy::panic, clippy::unwrap_used, reason = "the tests' helpers fail as the tests do")]
 
+mod blk;
 mod boot;
 mod console;
+mod devices;
 mod ending;
 mod machine;
+mod memory;
+mod net;
+mod tools;
+mod vsock;
 
 use std::time::Duration;
 
-use kindling_integration_tests::harness::{Builder, Guest};
+use kindling_integration_tests::harness::{Builder, Guest, files};
 
 /// From process start to a guest that takes commands. A nested guest on a loaded machine takes a tenth of it.
 const BOOT_LIMIT: Duration = Duration::from_secs(90);
@@ -30,4 +36,24 @@ fn output(guest: &mut Guest, command: &str) -> String {
     let output = guest.run(command).unwrap();
     assert_eq!(output.code, 0, "{command}: {output:?}");
     output.stdout.trim_end().to_owned()
+}
+
+/// Has the guest power off, and waits for the monitor's end.
+fn power_off(guest: &mut Guest) {
+    guest.begin("poweroff", END_LIMIT).unwrap();
+    assert_eq!(guest.wait_exit(END_LIMIT).unwrap().code(), Some(0), "{}", guest.console());
+}
+
+/// A guest whose programs are those of the root image, on its first disk, which it cannot write to.
+fn with_root() -> Builder {
+    let root = files::root_image().unwrap();
+    Guest::builder()
+        .arg("--disk")
+        .arg(format!("{},ro", root.display()))
+        .cmdline_extra("kindling.root=/dev/vda")
+}
+
+/// How long a test shall go on, in seconds: what the variable says, or as short as it can be.
+fn seconds(variable: &str, default: u64) -> u64 {
+    std::env::var(variable).ok().and_then(|seconds| seconds.parse().ok()).unwrap_or(default)
 }

@@ -2,9 +2,12 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 
-use virtio_bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
+use virtio_bindings::virtio_ring::{
+    VIRTIO_RING_F_EVENT_IDX, VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE,
+    VRING_USED_F_NO_NOTIFY,
+};
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -42,7 +45,7 @@ impl MockDriver {
         let queues = (0..)
             .zip(sizes)
             .map(|(index, size)| {
-                MockQueue::new(&memory, index, *size, 0x1000 + part * u64::from(index), part)
+                MockQueue::new(&memory, features, index, *size, 0x1000 + part * u64::from(index), part)
             })
             .collect();
         let interrupt = Arc::new(MockInterrupt::new(sizes.len()));
@@ -98,10 +101,13 @@ pub struct MockQueue {
     /// How it was set up; where the device begins.
     pub state: QueueState,
     kick: EventFd,
+    event_index: bool,
     free: Vec<u16>,
     /// By head.
     chains: HashMap<u16, Outstanding>,
     available_index: u16,
+    /// The available index when it was last seen to whether to kick.
+    notified: u16,
     used_index: u16,
     /// Where buffers go, from the first to the last byte.
     data: (u64, u64),
@@ -109,7 +115,7 @@ pub struct MockQueue {
 }
 
 impl MockQueue {
-    fn new(memory: &Arc<GuestMemory>, index: u16, size: u16, base: u64, bytes: u64) -> Self {
+    fn new(memory: &Arc<GuestMemory>, features: u64, index: u16, size: u16, base: u64, bytes: u64) -> Self {
         let entries = u64::from(size);
         let page = |address: u64| address.next_multiple_of(0x1000);
         let available_ring = page(base + 16 * entries);
@@ -122,10 +128,24 @@ impl MockQueue {
             kick: EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).unwrap(),
             free: (0..size).rev().collect(),
             chains: HashMap::new(),
+            event_index: features >> VIRTIO_RING_F_EVENT_IDX & 1 == 1,
             available_index: 0,
+            notified: 0,
             used_index: 0,
             data: (data, base + bytes),
             next_data: data,
+        }
+    }
+
+    /// Begins at `index` of both rings, as if so many chains had been used already.
+    pub fn begin_at(&mut self, index: u16) {
+        let QueueConfig { size, available_ring, used_ring, .. } = self.state.config;
+        self.state = QueueState { next_available: index, next_used: index, ..self.state };
+        (self.available_index, self.notified, self.used_index) = (index, index, index);
+        let (used_event, available_event) =
+            (available_ring + 4 + 2 * u64::from(size), used_ring + 4 + 8 * u64::from(size));
+        for at in [available_ring + 2, used_event, used_ring + 2, available_event] {
+            self.memory.write_obj(index.to_le(), GuestAddress(at)).unwrap();
         }
     }
 
@@ -207,6 +227,24 @@ impl MockQueue {
         self.available_index = self.available_index.wrapping_add(1);
         let index = self.available_index.to_le();
         self.memory.store(index, GuestAddress(available_ring + 2), Ordering::SeqCst).unwrap();
+    }
+
+    /// Kicks the device if it wants that for what was offered since the last call (VIRTIO 1.2, 2.7.10). Returns whether.
+    pub fn kick_if_wanted(&mut self) -> bool {
+        fence(Ordering::SeqCst);
+        let QueueConfig { size, used_ring, .. } = self.state.config;
+        let load = |at| u16::from_le(self.memory.load(GuestAddress(at), Ordering::Relaxed).unwrap());
+        let wanted = if self.event_index {
+            let event = load(used_ring + 4 + 8 * u64::from(size));
+            event.wrapping_sub(self.notified) < self.available_index.wrapping_sub(self.notified)
+        } else {
+            u32::from(load(used_ring)) & VRING_USED_F_NO_NOTIFY == 0
+        };
+        self.notified = self.available_index;
+        if wanted {
+            self.kick();
+        }
+        wanted
     }
 
     /// Kicks the device.

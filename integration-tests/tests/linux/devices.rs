@@ -1,0 +1,122 @@
+//! All devices together: none holds up another, and all work for a second kernel.
+
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use kindling_integration_tests::harness::{Guest, HangingDisk, Tap, files, image};
+
+use super::{BOOT_LIMIT, output, power_off, ready, with_root};
+
+const ALL: [&str; 6] =
+    ["virtio_mmio", "virtio_blk", "virtio_net", "vmw_vsock_virtio_transport", "virtio_balloon", "virtio_rng"];
+
+#[test]
+fn a_hanging_disk_leaves_network_sockets_console_and_shutdown_alone() {
+    for engine in ["sync", "async"] {
+        let folder = files::scratch().unwrap();
+        let tap = Tap::new("10.0.0.1/24", &[]).unwrap();
+        let hanging = HangingDisk::new(folder.path()).unwrap();
+        let vsock = folder.path().join("v.sock");
+        let mut guest = ready(
+            with_root()
+                .modules(&ALL)
+                .tap(&tap)
+                .arg("--disk")
+                .arg(format!("{},engine={engine}", hanging.path().display()))
+                .arg("--net")
+                .arg(format!("tap={}", Tap::NAME))
+                .arg("--vsock")
+                .arg(format!("cid=3,path={}", vsock.display()))
+                .arg("--rng"),
+        );
+        output(&mut guest, "ip link set eth0 up && ip address add 10.0.0.2/24 dev eth0");
+        output(&mut guest, "socat VSOCK-LISTEN:5000,fork PIPE >/dev/null 2>&1 &");
+        let read = "dd if=/dev/vdb of=/dev/null bs=4096 count=1 iflag=direct";
+        output(&mut guest, &format!("{read} 2>/dev/null"));
+
+        hanging.hang();
+        output(&mut guest, &format!("{read} skip=1 >/dev/null 2>&1 &"));
+        output(&mut guest, "sleep 1; pidof dd");
+        output(&mut guest, "ping -c 3 -W 10 10.0.0.1");
+        let mut stream = UnixStream::connect(&vsock).unwrap();
+        stream.set_read_timeout(Some(BOOT_LIMIT)).unwrap();
+        stream.write_all(b"CONNECT 5000\nhello").unwrap();
+        stream.shutdown(Shutdown::Write).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("OK ") && answer.ends_with("\nhello"), "{answer:?}");
+        assert_eq!(output(&mut guest, "dd if=/dev/hwrng bs=16 count=1 2>/dev/null | wc -c"), "16");
+        // The other disk.
+        output(&mut guest, "dd if=/dev/vda of=/dev/null bs=1M count=4 iflag=direct 2>/dev/null");
+        output(&mut guest, "pidof dd");
+
+        let asked = Instant::now();
+        guest.signal(libc::SIGTERM).unwrap();
+        let status = guest.wait_exit(Duration::from_secs(20)).unwrap();
+        assert_eq!(status.code(), Some(143), "{engine}: {}", guest.console());
+        println!("{engine}: ended {:?} after SIGTERM", asked.elapsed());
+    }
+}
+
+#[test]
+fn all_devices_work_for_a_second_kernel() {
+    let folder = files::scratch().unwrap();
+    let tap = Tap::new("10.0.0.1/24", &[]).unwrap();
+    let vsock = folder.path().join("v.sock");
+    let image = image().unwrap();
+    let bytes = |path: &std::path::Path| std::fs::metadata(path).unwrap().len();
+    let (kernel, initrd) = (image.vmlinuz(), image.initramfs());
+    let mut guest = ready(
+        with_root()
+            .memory("1G")
+            .cpus(2)
+            .modules(&ALL)
+            .tap(&tap)
+            .arg("--disk")
+            .arg(format!("{},ro", kernel.display()))
+            .arg("--disk")
+            .arg(format!("{},ro,engine=async", initrd.display()))
+            .arg("--net")
+            .arg(format!("tap={}", Tap::NAME))
+            .arg("--vsock")
+            .arg(format!("cid=3,path={}", vsock.display()))
+            .arg("--rng")
+            .arg("--balloon")
+            .arg("64M"),
+    );
+    let exercise = |guest: &mut Guest| {
+        output(
+            guest,
+            "ip link set eth0 up && ip address add 10.0.0.2/24 dev eth0 && ping -c 2 -W 10 10.0.0.1",
+        );
+        output(guest, "socat VSOCK-LISTEN:5000 PIPE >/dev/null 2>&1 &");
+        output(guest, "sleep 1");
+        let mut stream = UnixStream::connect(&vsock).unwrap();
+        stream.set_read_timeout(Some(BOOT_LIMIT)).unwrap();
+        stream.write_all(b"CONNECT 5000\nhello").unwrap();
+        stream.shutdown(Shutdown::Write).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.ends_with("\nhello"), "{answer:?}");
+        assert_eq!(output(guest, "dd if=/dev/hwrng bs=16 count=1 2>/dev/null | wc -c"), "16");
+        output(guest, "dd if=/dev/vdb of=/dev/null bs=1M iflag=direct 2>/dev/null");
+        output(guest, "dd if=/dev/vdc of=/dev/null bs=1M iflag=direct 2>/dev/null");
+        output(guest, "awk '/MemTotal/ {exit $2 > 960000}' /proc/meminfo");
+    };
+    exercise(&mut guest);
+    let load = format!(
+        "head -c {} /dev/vdb > /tmp/kernel && head -c {} /dev/vdc > /tmp/initrd && \
+         kexec --load /tmp/kernel --initrd /tmp/initrd --command-line \"$(cat /proc/cmdline) second\"",
+        bytes(&kernel),
+        bytes(&initrd)
+    );
+    let loaded = guest.run_within(&load, BOOT_LIMIT).unwrap();
+    assert_eq!(loaded.code, 0, "{loaded:?}");
+    guest.begin("sync; kexec --exec", BOOT_LIMIT).unwrap();
+    guest.wait_ready(BOOT_LIMIT).unwrap();
+    assert!(output(&mut guest, "cat /proc/cmdline").ends_with(" second"));
+    exercise(&mut guest);
+    power_off(&mut guest);
+}

@@ -1,0 +1,101 @@
+//! Random bytes, and memory that the guest gives up and takes back.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use kindling_integration_tests::harness::Guest;
+
+use super::{output, power_off, ready};
+
+const MIB: u64 = 1 << 20;
+
+/// Bytes of the monitor's memory that are resident.
+fn resident(guest: &Guest) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{}/status", guest.id())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
+}
+
+/// Waits until `condition` holds of the resident bytes; returns them.
+fn wait_resident(guest: &Guest, what: &str, condition: impl Fn(u64) -> bool) -> u64 {
+    let end = Instant::now() + Duration::from_secs(60);
+    loop {
+        let bytes = resident(guest);
+        if condition(bytes) {
+            return bytes;
+        }
+        assert!(Instant::now() < end, "{what}: {} MiB are resident", bytes / MIB);
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}
+
+/// Has the guest write to as much memory, and free it.
+fn touch(guest: &mut Guest, mebibytes: u64) {
+    let command = format!("head -c {mebibytes}M /dev/urandom > /tmp/full && rm /tmp/full");
+    let touched = guest.run_within(&command, Duration::from_secs(120)).unwrap();
+    assert_eq!(touched.code, 0, "{touched:?}");
+}
+
+#[test]
+fn hwrng_reads_random_bytes() {
+    let mut guest = ready(Guest::builder().modules(&["virtio_mmio", "virtio_rng"]).arg("--rng"));
+    let current = output(&mut guest, "cat /sys/class/misc/hw_random/rng_current");
+    assert!(current.starts_with("virtio_rng"), "{current}");
+    let count = output(
+        &mut guest,
+        "dd if=/dev/hwrng bs=4096 count=16 iflag=fullblock 2>/dev/null | tee /tmp/r | wc -c",
+    );
+    assert_eq!(count, "65536");
+    // Random bytes do not get smaller.
+    let packed: u32 = output(&mut guest, "gzip -c /tmp/r | wc -c").parse().unwrap();
+    assert!(packed > 65_000, "{packed}");
+    power_off(&mut guest);
+}
+
+#[test]
+fn a_balloon_of_half_the_memory_is_the_hosts_until_the_guest_takes_it_back() {
+    let mut guest =
+        ready(Guest::builder().memory("512M").modules(&["virtio_mmio"]).arg("--balloon").arg("256M"));
+    touch(&mut guest, 400);
+    let full = wait_resident(&guest, "after all memory was touched", |bytes| bytes > 400 * MIB);
+    output(&mut guest, "modprobe virtio_balloon");
+    let inflated = wait_resident(&guest, "with the balloon", |bytes| bytes + 240 * MIB < full);
+    println!("{} MiB, with the balloon {} MiB", full / MIB, inflated / MIB);
+    let total = "awk '/MemTotal/ {print $2}' /proc/meminfo";
+    let smaller: u64 = output(&mut guest, total).parse().unwrap();
+    assert!(smaller < 270 << 10, "{smaller}");
+
+    output(&mut guest, "cd /sys/bus/virtio/drivers/virtio_balloon && ls | grep ^virtio > unbind");
+    touch(&mut guest, 400);
+    wait_resident(&guest, "after the balloon was gone", |bytes| bytes + 30 * MIB > full);
+
+    output(&mut guest, "modprobe -r virtio_balloon && modprobe virtio_balloon");
+    wait_resident(&guest, "with the second driver", |bytes| bytes + 240 * MIB < full);
+    power_off(&mut guest);
+}
+
+#[test]
+fn a_balloon_gives_way_when_the_guest_runs_out_of_memory() {
+    let mut guest = ready(
+        Guest::builder().memory("256M").modules(&["virtio_mmio"]).arg("--balloon").arg("160M,deflate-on-oom"),
+    );
+    output(&mut guest, "modprobe virtio_balloon && sleep 3");
+    // More than is left beside the balloon.
+    touch(&mut guest, 120);
+    power_off(&mut guest);
+}
+
+#[test]
+fn free_pages_are_reported_to_the_host() {
+    let mut guest = ready(
+        Guest::builder()
+            .memory("512M")
+            .modules(&["virtio_mmio", "virtio_balloon"])
+            .arg("--balloon")
+            .arg("0,reporting"),
+    );
+    touch(&mut guest, 300);
+    let free = wait_resident(&guest, "after the memory was freed", |bytes| bytes < 200 * MIB);
+    println!("{} MiB resident after reporting", free / MIB);
+    power_off(&mut guest);
+}

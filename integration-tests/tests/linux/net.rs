@@ -1,0 +1,160 @@
+//! Networks: bytes in both directions, datagrams of every size, queues, and taps that vanish.
+
+use std::net::UdpSocket;
+use std::time::Duration;
+
+use kindling_integration_tests::harness::{Guest, Tap};
+
+use super::{output, power_off, ready, seconds, with_root};
+
+const HOST: &str = "10.0.0.1";
+const GUEST: &str = "10.0.0.2";
+
+/// For all that goes over a network in one test.
+const LIMIT: Duration = Duration::from_secs(900);
+/// For a short program at the host.
+const SOON: Duration = Duration::from_secs(60);
+
+/// A guest with an interface of so many queue pairs.
+fn start(queues: u32, options: &str) -> (Guest, Tap) {
+    let tap = Tap::new(&format!("{HOST}/24"), if queues > 1 { &["multi_queue"] } else { &[] }).unwrap();
+    let net = format!("tap={},mac=06:00:00:00:00:02,queues={queues}{options}", Tap::NAME);
+    let mut guest = ready(
+        with_root()
+            .cpus(queues)
+            .memory("512M")
+            .modules(&["virtio_mmio", "virtio_net"])
+            .tap(&tap)
+            .arg("--net")
+            .arg(net),
+    );
+    output(
+        &mut guest,
+        &format!("ip link set lo up && ip link set eth0 up && ip address add {GUEST}/24 dev eth0"),
+    );
+    (guest, tap)
+}
+
+#[test]
+fn a_stream_each_way_arrives_whole() {
+    let (mut guest, tap) = start(1, "");
+    let mebibytes = seconds("KINDLING_NET_MIB", 32);
+    // From the host to the guest: md5 of what was sent, and of what came.
+    let script = format!(
+        "mkfifo /tmp/sum.$$ && md5sum < /tmp/sum.$$ & \
+         dd if=/dev/urandom bs=1M count={mebibytes} 2>/dev/null | tee /tmp/sum.$$ | \
+         socat -u - TCP:{GUEST}:5001,retry=60,interval=0.5; wait; rm -f /tmp/sum.$$"
+    );
+    guest.begin("socat -u TCP-LISTEN:5001 - | md5sum", LIMIT).unwrap();
+    let sent = tap.run("sh", &["-c", &script], LIMIT).unwrap();
+    let received = guest.finish(LIMIT).unwrap();
+    assert_eq!(received.code, 0, "{received:?}");
+    assert_eq!(received.stdout.trim_end(), sent.trim_end(), "host to guest");
+
+    // And back.
+    let script = format!(
+        "mkfifo /tmp/sum && (md5sum < /tmp/sum > /tmp/md5 &) ; \
+         dd if=/dev/urandom bs=1M count={mebibytes} 2>/dev/null | tee /tmp/sum | \
+         socat -u - TCP:{HOST}:5002,retry=60,interval=0.5; sleep 1; cat /tmp/md5"
+    );
+    guest.begin(&script, LIMIT).unwrap();
+    let received = tap.run("sh", &["-c", "socat -u TCP-LISTEN:5002 - | md5sum"], LIMIT).unwrap();
+    let sent = guest.finish(LIMIT).unwrap();
+    assert_eq!(sent.code, 0, "{sent:?}");
+    assert_eq!(received.trim_end(), sent.stdout.trim_end(), "guest to host");
+    power_off(&mut guest);
+}
+
+/// What iperf3 says it received, in bytes.
+fn received(report: &str) -> u64 {
+    let report: serde_json::Value = serde_json::from_str(report).unwrap();
+    report["end"]["sum_received"]["bytes"].as_u64().unwrap_or_else(|| panic!("{report}"))
+}
+
+#[test]
+fn iperf3_runs_each_way_over_one_and_two_queue_pairs() {
+    let bytes = seconds("KINDLING_NET_MIB", 32) << 20;
+    for queues in [1, 2] {
+        let (mut guest, tap) = start(queues, "");
+        output(&mut guest, "iperf3 --server --daemon && sleep 1");
+        for direction in [&[][..], &["--reverse"]] {
+            let amount = bytes.to_string();
+            let streams = (2 * queues).to_string();
+            let options = ["--client", GUEST, "--bytes", &amount, "--parallel", &streams, "--json"];
+            let report = tap.run("iperf3", &[&options[..], direction].concat(), LIMIT).unwrap();
+            // The last blocks of a parallel run are not awaited.
+            assert!(received(&report) >= bytes / 10 * 9, "{queues} {direction:?}: {report}");
+        }
+        if queues == 2 {
+            let channels = output(&mut guest, "ethtool -l eth0 | grep Combined");
+            assert_eq!(channels.split_whitespace().collect::<Vec<_>>(), ["Combined:", "2", "Combined:", "2"]);
+            output(&mut guest, "ethtool -L eth0 combined 1");
+            let options = ["--client", GUEST, "--bytes", "1M", "--json"];
+            assert!(received(&tap.run("iperf3", &options, LIMIT).unwrap()) >= 1 << 20);
+        }
+        power_off(&mut guest);
+    }
+}
+
+#[test]
+fn datagrams_of_every_size_come_back_as_they_were_sent() {
+    let (mut guest, tap) = start(1, "");
+    output(&mut guest, "socat -b 65536 UDP-LISTEN:7777,rcvbuf=1000000 PIPE >/dev/null 2>&1 &");
+    output(&mut guest, "sleep 1");
+    let step = usize::try_from(seconds("KINDLING_UDP_STEP", 509)).unwrap();
+    let sizes: Vec<usize> = (1..=65_507).step_by(step).chain([1471, 1472, 1473, 65_506, 65_507]).collect();
+    tap.inside(|| {
+        let socket = UdpSocket::bind((HOST, 0)).unwrap();
+        socket.connect((GUEST, 7777)).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        let mut buffer = vec![0; 70_000];
+        for size in &sizes {
+            let sent: Vec<u8> = (0..*size).map(|at| ((at * 13 + size) % 256) as u8).collect();
+            socket.send(&sent).unwrap();
+            let len = socket.recv(&mut buffer).unwrap_or_else(|error| panic!("{size} bytes: {error}"));
+            assert!(buffer[..len] == sent[..], "{size} bytes came back as {len}, or others");
+        }
+    })
+    .unwrap();
+    println!("{} sizes", sizes.len());
+    power_off(&mut guest);
+}
+
+#[test]
+fn the_guest_sees_address_and_mtu_that_it_was_given() {
+    let (mut guest, _tap) = start(1, ",mtu=9000");
+    assert_eq!(output(&mut guest, "cat /sys/class/net/eth0/address"), "06:00:00:00:00:02");
+    assert_eq!(output(&mut guest, "cat /sys/class/net/eth0/mtu"), "9000");
+    assert_eq!(output(&mut guest, "cat /sys/class/net/eth0/carrier"), "1");
+    power_off(&mut guest);
+}
+
+#[test]
+fn a_tap_that_vanishes_takes_the_link_down_and_nothing_else() {
+    let (mut guest, tap) = start(1, "");
+    output(&mut guest, &format!("ping -c 1 -W 10 {HOST}"));
+    tap.run("ip", &["link", "delete", Tap::NAME], SOON).unwrap();
+    output(
+        &mut guest,
+        "for i in $(seq 100); do [ $(cat /sys/class/net/eth0/carrier) = 0 ] && exit 0; sleep 0.1; done; exit 1",
+    );
+    // A monitor that waited for the tap all the time would have little left for this.
+    let sum = output(&mut guest, "head -c 10M /dev/zero | md5sum");
+    assert!(sum.starts_with("f1c9645dbc14efddc7d8a322685f26eb"), "{sum}");
+    power_off(&mut guest);
+}
+
+#[test]
+fn the_network_works_again_after_its_driver_was_unbound() {
+    let (mut guest, _tap) = start(2, "");
+    output(&mut guest, "basename $(readlink /sys/class/net/eth0/device) > /tmp/name");
+    for _ in 0..3 {
+        output(&mut guest, &format!("ping -c 2 -W 10 -s 8000 {HOST}"));
+        for action in ["unbind", "bind"] {
+            output(&mut guest, &format!("cat /tmp/name > /sys/bus/virtio/drivers/virtio_net/{action}"));
+        }
+        output(&mut guest, &format!("ip link set eth0 up && ip address add {GUEST}/24 dev eth0"));
+    }
+    output(&mut guest, &format!("ping -c 2 -W 10 {HOST}"));
+    power_off(&mut guest);
+}
