@@ -15,7 +15,7 @@ use kindling_api::{BootProtocol, HugePages, MachineConfig, VmConfig};
 use kindling_boot::{self as boot, PreferredProtocol};
 use kindling_cpu::{CpuidOptions, CpuidTemplate, Topology, boot_msrs};
 use kindling_device_bus::Bus;
-use kindling_irq_allocator::{IrqAllocator, IrqLine};
+use kindling_irq_allocator::IrqAllocator;
 use kindling_memory_layout::{
     self as memory_layout, Backing, Layout,
     x86_64::{KVM_IDENTITY_MAP, KVM_TSS},
@@ -47,6 +47,10 @@ const DEFAULT_CMDLINE: &str = "console=ttyS0 reboot=k panic=1 8250.nr_uarts=1 i8
 /// Interrupt lines of KVM's I/O APIC.
 const IOAPIC_PINS: u32 = 24;
 
+/// The first line that is free for any device. Below are those of the legacy devices, and lines that Linux keeps for a
+/// timer (0) and a second PIC (2).
+const FIRST_FREE_GSI: u32 = 5;
+
 /// A virtual machine that is ready to run.
 pub struct Machine {
     /// The vCPUs, boot processor first.
@@ -66,7 +70,6 @@ pub struct Keep {
     _vm: VmFd,
     /// The virtio devices.
     pub devices: Registry,
-    _lines: [IrqLine; 2],
     _memory: Arc<GuestMemoryMmap>,
 }
 
@@ -92,16 +95,14 @@ impl Machine {
 
         let outcome = Arc::new(OutcomeSlot::new().map_err(Error::host("create an eventfd"))?);
         let shared = Shared { ports: Arc::new(Bus::new()), mmio: Arc::new(Bus::new()), outcome };
-        let lines = IrqAllocator::new(0, IOAPIC_PINS).map_err(Error::host("set up interrupt lines"))?;
-        let reserve = |gsi| lines.reserve(gsi).map_err(Error::host("reserve an interrupt line"));
-        let (serial_line, keyboard_line) = (reserve(SERIAL_GSI)?, reserve(I8042_GSI)?);
         let backend = console::backend(&config.serial.clone().unwrap_or_default())?;
-        let console = devices::add_serial(&shared.ports, irq_trigger(&vm, &serial_line)?, backend)?;
-        let keyboard =
-            devices::add_keyboard(&shared.ports, irq_trigger(&vm, &keyboard_line)?, &shared.outcome)?;
+        let console = devices::add_serial(&shared.ports, irq_trigger(&vm, SERIAL_GSI)?, backend)?;
+        let keyboard = devices::add_keyboard(&shared.ports, irq_trigger(&vm, I8042_GSI)?, &shared.outcome)?;
         devices::add_power_registers(&shared.ports, &shared.outcome)?;
 
         let mut devices = Registry::default();
+        let lines = IrqAllocator::new(FIRST_FREE_GSI, IOAPIC_PINS - FIRST_FREE_GSI)
+            .map_err(Error::host("set up interrupt lines"))?;
         let place = registry::Machine { vm: &vm, mmio: &shared.mmio, lines: &lines, memory: &memory };
         backends::attach(&mut devices, &place, config)?;
 
@@ -123,8 +124,7 @@ impl Machine {
         if let Some(boot_processor) = vcpus.first() {
             regs::set(boot_processor, &boot::registers(&loaded))?;
         }
-        let lines = [serial_line, keyboard_line];
-        let keep = Keep { _vm: vm, devices, _lines: lines, _memory: memory };
+        let keep = Keep { _vm: vm, devices, _memory: memory };
         Ok(Machine { vcpus, shared, console, keyboard, keep })
     }
 }
@@ -278,10 +278,10 @@ fn add_memory(vm: &VmFd, memory: &GuestMemoryMmap) -> Result<(), Error> {
     Ok(())
 }
 
-/// A trigger whose eventfd raises `line`.
-fn irq_trigger(vm: &VmFd, line: &IrqLine) -> Result<IrqTrigger, Error> {
+/// A trigger whose eventfd raises the line `gsi`.
+fn irq_trigger(vm: &VmFd, gsi: u32) -> Result<IrqTrigger, Error> {
     let trigger = IrqTrigger::new().map_err(Error::host("create an eventfd"))?;
-    vm.register_irqfd(trigger.event(), line.gsi()).map_err(Error::host("connect an interrupt line"))?;
+    vm.register_irqfd(trigger.event(), gsi).map_err(Error::host("connect an interrupt line"))?;
     Ok(trigger)
 }
 

@@ -31,7 +31,10 @@ fn wait_resident(guest: &Guest, what: &str, condition: impl Fn(u64) -> bool) -> 
 
 /// Has the guest write to as much memory, and free it.
 fn touch(guest: &mut Guest, mebibytes: u64) {
-    let command = format!("head -c {mebibytes}M /dev/urandom > /tmp/full && rm /tmp/full");
+    let command = format!(
+        "mkdir -p /full && mount -t tmpfs -o size=100% none /full && \
+         dd if=/dev/urandom of=/full/file bs=1M count={mebibytes} 2>/dev/null && umount /full"
+    );
     let touched = guest.run_within(&command, Duration::from_secs(120)).unwrap();
     assert_eq!(touched.code, 0, "{touched:?}");
 }

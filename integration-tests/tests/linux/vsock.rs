@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kindling_integration_tests::harness::{Guest, files, on_host};
 use sha2::{Digest, Sha256};
@@ -34,6 +34,8 @@ fn start() -> Machine {
         with_root()
             .memory("512M")
             .modules(&["virtio_mmio", "vmw_vsock_virtio_transport"])
+            .arg("--level")
+            .arg("Debug")
             .arg("--vsock")
             .arg(format!("cid=3,path={}", path.display())),
     );
@@ -54,6 +56,25 @@ fn connect(path: &Path, port: u32) -> UnixStream {
     }
     assert!(answer.starts_with(b"OK "), "{}", String::from_utf8_lossy(&answer));
     stream
+}
+
+/// The next connection; `None` when there is none for half a minute.
+fn accept(listener: &UnixListener) -> Option<UnixStream> {
+    let end = Instant::now() + Duration::from_secs(30);
+    loop {
+        match listener.accept() {
+            Ok((stream, _)) => {
+                stream.set_nonblocking(false).unwrap();
+                stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+                return Some(stream);
+            }
+            Err(_) if Instant::now() < end => std::thread::sleep(Duration::from_millis(5)),
+            Err(error) => {
+                println!("no more connections: {error}");
+                return None;
+            }
+        }
+    }
 }
 
 /// Bytes that tell one stream from another, and each place in it from others.
@@ -96,14 +117,17 @@ fn a_hundred_streams_from_the_guest_arrive_whole() {
     let listener = UnixListener::bind(format!("{}_6000", machine.path.display())).unwrap();
     let send = format!(
         "mkdir /tmp/s && cd /tmp/s && for i in $(seq {STREAMS}); do head -c {BYTES} /dev/urandom > $i; done && \
-         for i in $(seq {STREAMS}); do socat -u $i VSOCK-CONNECT:2:6000 & done; wait; sha256sum * | cut -c 1-64"
+         for i in $(seq {STREAMS}); do socat -u $i VSOCK-CONNECT:2:6000 || echo failed $i & done; wait; sha256sum * | cut -c 1-64"
     );
+    listener.set_nonblocking(true).unwrap();
     let (sums, said) = std::thread::scope(|scope| {
         let receiver = scope.spawn(|| {
-            let streams: Vec<_> = (0..STREAMS).map(|_| listener.accept().unwrap().0).collect();
+            let streams: Vec<_> = (0..STREAMS).map_while(|_| accept(&listener)).collect();
             let sum = |mut stream: UnixStream| {
                 let mut bytes = Vec::new();
-                stream.read_to_end(&mut bytes).unwrap();
+                if let Err(error) = stream.read_to_end(&mut bytes) {
+                    println!("after {} bytes: {error}", bytes.len());
+                }
                 Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect::<String>()
             };
             let sums: Vec<_> =

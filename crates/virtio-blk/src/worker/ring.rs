@@ -1,0 +1,289 @@
+//! The asynchronous engine: requests are with the kernel, in an I/O ring, all at a time.
+//!
+//! What a batch begins goes to the kernel in one system call, which does at once whatever needs no waiting; the worker
+//! watches the ring for the rest. A flush may run beside writes that have not finished: it is for those that were
+//! finished when it was asked for (VIRTIO 1.2, 5.2.6.2).
+//!
+//! Each job has at most one entry in the ring at a time, so that neither of its queues overflows. Reads and writes that
+//! come back short go on where they ended. What a ring cannot do is done at once: unaligned direct I/O, and what has an
+//! `ioctl` only.
+//!
+//! Guest memory is the kernel's while a job is in flight. So the engine never goes away before all are back.
+
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
+use std::time::Instant;
+
+use io_uring::register::Restriction;
+use io_uring::{IoUring, opcode, squeue, types};
+use kindling_virtio_device::{Chain, GuestMemory, WorkerError};
+use libc::iovec;
+
+use super::Engine;
+use super::io::{Io, is_unsupported};
+use crate::file_disk::{PUNCH_HOLE, ZERO_RANGE};
+use crate::request::{Job, Range, Request};
+use crate::{Clear, Disk};
+
+/// IOSQE_FIXED_FILE: the file is one of the ring's own. The ring accepts no others.
+const FIXED_FILE: u8 = 1;
+/// IORING_REGISTER_FILES_UPDATE.
+const REGISTER_FILES_UPDATE: u8 = 6;
+/// The disk: the ring's only file.
+const DISK: types::Fixed = types::Fixed(0);
+
+pub(crate) struct Ring {
+    ring: IoUring,
+    /// One more than the queue has entries, for the next chain to be taken into. Those in the ring are the kernel's.
+    jobs: Vec<Job>,
+    /// Indices of jobs that are not in use.
+    free: Vec<u16>,
+    memory: Arc<GuestMemory>,
+}
+
+impl Ring {
+    pub(super) fn new(io: &Io) -> io::Result<Self> {
+        let (memory, size) = (io.queue.memory(), io.queue.size());
+        let now = Instant::now();
+        Ok(Self {
+            ring: Self::create(size, io.disk.as_ref())?,
+            jobs: (0..=size).map(|_| Job::new(Chain::new(memory), now)).collect(),
+            free: (0..=size).rev().collect(),
+            memory: Arc::clone(memory),
+        })
+    }
+
+    /// A ring of `size` entries that can do nothing but what this engine does, to nothing but one file, `disk`.
+    pub(crate) fn create(size: u16, disk: &dyn Disk) -> io::Result<IoUring> {
+        let ring = IoUring::builder().dontfork().setup_r_disabled().build(size.into())?;
+        ring.submitter().register_files(&[disk.as_raw_fd()])?;
+        ring.submitter().register_restrictions(&mut [
+            Restriction::sqe_op(opcode::Readv::CODE),
+            Restriction::sqe_op(opcode::Writev::CODE),
+            Restriction::sqe_op(opcode::Fsync::CODE),
+            Restriction::sqe_op(opcode::Fallocate::CODE),
+            Restriction::sqe_flags_required(FIXED_FILE),
+            Restriction::register_op(REGISTER_FILES_UPDATE),
+        ])?;
+        ring.submitter().register_enable_rings()?;
+        Ok(ring)
+    }
+
+    /// Goes on with job `index`, which is not with the kernel: passes it there, or does it at once.
+    fn begin(&mut self, index: u16, io: &mut Io) -> Result<(), WorkerError> {
+        let Some(job) = self.jobs.get_mut(usize::from(index)) else { return Ok(()) };
+        let Some(entry) = entry(job, io) else {
+            let result = io.execute(job);
+            io.tick();
+            io.finish(job, &result);
+            self.free.push(index);
+            return Ok(());
+        };
+        let entry = entry.user_data(index.into());
+        // SAFETY: what the entry points to are the job's segments, in guest memory, which `memory` keeps mapped. The job
+        // stays as it is until the ring gives it back, and all of it stays until then (see `drop`).
+        while unsafe { self.ring.submission().push(&entry) }.is_err() {
+            self.enter().inspect_err(|_| self.free.push(index))?;
+        }
+        Ok(())
+    }
+
+    /// Hands all entries over to the kernel.
+    fn enter(&mut self) -> Result<(), WorkerError> {
+        while !self.ring.submission().is_empty() {
+            match self.ring.submit() {
+                Err(error) if error.kind() != io::ErrorKind::Interrupted => {
+                    return Err(WorkerError::host("submit requests to an I/O ring")(error));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes back what the kernel has done; begins again what is not complete.
+    fn reap(&mut self, io: &mut Io) -> Result<(), WorkerError> {
+        if self.ring.completion().is_empty() {
+            return Ok(());
+        }
+        io.tick();
+        loop {
+            let Some(entry) = self.ring.completion().next() else { return Ok(()) };
+            let index = entry.user_data() as u16;
+            let Some(job) = self.jobs.get_mut(usize::from(index)) else { continue };
+            match advance(job, entry.result(), io) {
+                Some(result) => {
+                    io.finish(job, &result);
+                    self.free.push(index);
+                }
+                None => self.begin(index, io)?,
+            }
+        }
+    }
+
+    /// Jobs that are in use: with the kernel, or about to be.
+    fn in_flight(&self) -> usize {
+        self.jobs.len().saturating_sub(self.free.len())
+    }
+
+    /// Waits for the kernel to have done something; returns whether that is worth while.
+    fn wait(&mut self) -> bool {
+        match self.ring.submit_and_wait(1) {
+            Ok(_) => true,
+            Err(error) => error.kind() == io::ErrorKind::Interrupted,
+        }
+    }
+}
+
+impl Engine for Ring {
+    fn watched(&self) -> Option<RawFd> {
+        // Readable while it has results that were not taken.
+        Some(self.ring.as_raw_fd())
+    }
+
+    fn free(&mut self) -> Option<&mut Job> {
+        self.free.last().and_then(|index| self.jobs.get_mut(usize::from(*index)))
+    }
+
+    fn run(&mut self, io: &mut Io) -> Result<(), WorkerError> {
+        self.free.pop().map_or(Ok(()), |index| self.begin(index, io))
+    }
+
+    fn submit(&mut self, io: &mut Io) -> Result<(), WorkerError> {
+        loop {
+            self.enter()?;
+            self.reap(io)?;
+            if self.ring.submission().is_empty() {
+                return Ok(());
+            }
+        }
+    }
+
+    fn drain(&mut self, io: &mut Io) {
+        while self.in_flight() > 0 {
+            if !self.wait() || self.reap(io).is_err() {
+                return;
+            }
+        }
+    }
+
+    fn set_disk(&mut self, disk: &dyn Disk) -> Result<(), WorkerError> {
+        let updated = self.ring.submitter().register_files_update(0, &[disk.as_raw_fd()]);
+        updated.map(drop).map_err(WorkerError::host("exchange the file of an I/O ring"))
+    }
+}
+
+impl Drop for Ring {
+    /// Nothing is in flight after [`Engine::drain`]; this is for a worker that was never drained, or could not be.
+    fn drop(&mut self) {
+        let mut in_flight = self.in_flight();
+        while in_flight > 0 && self.wait() {
+            in_flight = in_flight.saturating_sub(self.ring.completion().count());
+        }
+        if in_flight > 0 {
+            // The kernel may still write to it.
+            std::mem::forget(Arc::clone(&self.memory));
+        }
+    }
+}
+
+/// The ring's entry for the next step of a job, if there is one for it.
+fn entry(job: &Job, io: &Io) -> Option<squeue::Entry> {
+    let info = io.disk.info();
+    let suitable = |segments: &[iovec]| {
+        let usable = !segments.is_empty() && info.alignment.suits(segments);
+        usable.then_some((segments.as_ptr(), segments.len() as u32))
+    };
+    let sync = || opcode::Fsync::new(DISK).flags(types::FsyncFlags::DATASYNC).build();
+    match job.request {
+        Request::Read(offset) => {
+            let (segments, count) = suitable(job.chain.writable.iovecs())?;
+            Some(opcode::Readv::new(DISK, segments, count).offset(offset).build())
+        }
+        Request::Write(offset) => {
+            let (segments, count) = suitable(job.chain.readable.iovecs())?;
+            let flags = if io.durable { libc::RWF_DSYNC } else { 0 };
+            Some(opcode::Writev::new(DISK, segments, count).offset(offset).rw_flags(flags).build())
+        }
+        Request::Flush => Some(sync()),
+        Request::Clear(how) if !info.is_block_device => {
+            let Some(Range { offset, len }) = job.ranges.get(job.cleared) else { return Some(sync()) };
+            let mode = match how {
+                Clear::Discard | Clear::Zero { unmap: true } => PUNCH_HOLE,
+                Clear::Zero { unmap: false } => ZERO_RANGE,
+            };
+            Some(opcode::Fallocate::new(DISK, *len).offset(*offset).mode(mode).build())
+        }
+        Request::Clear(_) | Request::GetId => None,
+    }
+}
+
+/// Takes note of what the kernel has done of a job. Returns how it ended, if it did.
+fn advance(job: &mut Job, result: i32, io: &mut Io) -> Option<io::Result<()>> {
+    let count = match u32::try_from(result) {
+        Ok(count) => count,
+        Err(_) => {
+            let error = io::Error::from_raw_os_error(result.saturating_neg());
+            let has_other_way = matches!(job.request, Request::Clear(_)) && is_unsupported(&error);
+            return Some(if has_other_way { io.execute(job) } else { Err(error) });
+        }
+    };
+    match &mut job.request {
+        Request::Read(offset) => {
+            let count = job.chain.writable.skip(count);
+            *offset = offset.saturating_add(count.into());
+            transferred(count, job.chain.writable.is_empty(), io::ErrorKind::UnexpectedEof)
+        }
+        Request::Write(offset) => {
+            let count = job.chain.readable.skip(count);
+            *offset = offset.saturating_add(count.into());
+            transferred(count, job.chain.readable.is_empty(), io::ErrorKind::WriteZero)
+        }
+        Request::Clear(_) => {
+            job.cleared = job.cleared.saturating_add(1);
+            let steps = job.ranges.len().saturating_add(io.durable.into());
+            (job.cleared >= steps).then_some(Ok(()))
+        }
+        Request::Flush | Request::GetId => Some(Ok(())),
+    }
+}
+
+/// How a transfer ended that moved `count` more bytes, if it did.
+fn transferred(count: u32, is_complete: bool, otherwise: io::ErrorKind) -> Option<io::Result<()>> {
+    match count {
+        _ if is_complete => Some(Ok(())),
+        0 => Some(Err(otherwise.into())),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kindling_virtio_device::test_utils::MockDriver;
+
+    use super::*;
+    use crate::{Blk, BlkConfig, FileDisk};
+
+    #[test]
+    fn ranges_are_cleared_one_by_one_and_made_durable_in_the_end_where_that_is_asked_for() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let disk = Arc::new(FileDisk::open(file.path(), false, false).unwrap());
+        let device = Blk::new(Arc::clone(&disk) as Arc<dyn Disk>, &BlkConfig::default()).unwrap();
+        let queue = MockDriver::new(&device).activation().take_queue(0).unwrap();
+        let mut job = Job::new(Chain::new(queue.memory()), Instant::now());
+        job.request = Request::Clear(Clear::Discard);
+        job.ranges = vec![Range { offset: 0, len: 512 }, Range { offset: 1024, len: 512 }];
+        let mut io = Io::new(queue, disk, Arc::clone(&device.control().shared), u64::MAX);
+        assert!(io.durable);
+        for (opcode, is_last) in
+            [(opcode::Fallocate::CODE, false), (opcode::Fallocate::CODE, false), (opcode::Fsync::CODE, true)]
+        {
+            assert_eq!(entry(&job, &io).unwrap().get_opcode(), u32::from(opcode));
+            assert_eq!(advance(&mut job, 0, &mut io).is_some(), is_last);
+        }
+        io.durable = false;
+        job.cleared = 1;
+        assert!(advance(&mut job, 0, &mut io).is_some());
+    }
+}
