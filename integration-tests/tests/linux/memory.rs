@@ -72,7 +72,7 @@ fn a_balloon_of_half_the_memory_is_the_hosts_until_the_guest_takes_it_back() {
     touch(&mut guest, 400);
     wait_resident(&guest, "after the balloon was gone", |bytes| bytes + 30 * MIB > full);
 
-    output(&mut guest, "modprobe -r virtio_balloon && modprobe virtio_balloon");
+    output(&mut guest, "rmmod virtio_balloon && modprobe virtio_balloon");
     wait_resident(&guest, "with the second driver", |bytes| bytes + 240 * MIB < full);
     power_off(&mut guest);
 }
