@@ -3,12 +3,12 @@
 use std::sync::{Arc, Mutex};
 
 use kindling_metrics::Metrics;
+use kindling_rate_limiter::SharedLimiter;
 use kindling_virtio_device::{ActivateError, Activation, ConfigSpace, Device, Settings, Worker, Workers};
 use virtio_bindings::virtio_blk::VIRTIO_BLK_ID_BYTES;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 
 use crate::control::BlkSettings;
-use crate::limiter::Limiter;
 use crate::worker::{self, Ring};
 use crate::{BlkConfig, BlkControl, BlkMetrics, Disk, Error, IoEngine};
 
@@ -26,7 +26,7 @@ pub struct Blk {
 /// What the workers of a device and its control share.
 pub(crate) struct Shared {
     pub metrics: Arc<BlkMetrics>,
-    pub limiter: Limiter,
+    pub limiter: Arc<SharedLimiter>,
     pub id: [u8; VIRTIO_BLK_ID_BYTES as usize],
     /// Bytes of a block as the guest sees it.
     pub block_size: u32,
@@ -53,7 +53,7 @@ impl Blk {
         id.iter_mut().zip(config.id.bytes()).for_each(|(to, from)| *to = from);
         let shared = Shared {
             metrics: Arc::default(),
-            limiter: Limiter::new(config.bandwidth, config.ops).map_err(Error::Limit)?,
+            limiter: Arc::new(SharedLimiter::new(config.bandwidth, config.ops).map_err(Error::Limit)?),
             id,
             block_size: config.block_size,
             changing: Mutex::new(()),

@@ -7,7 +7,6 @@ mod device;
 mod disk;
 mod error;
 mod file_disk;
-mod limiter;
 mod metrics;
 mod request;
 mod worker;

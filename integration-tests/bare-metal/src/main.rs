@@ -15,9 +15,13 @@
 mod boot_info;
 mod console;
 mod entry;
+mod load;
 mod machine;
 mod power;
 mod scenario;
+#[cfg(panic = "abort")]
+mod string;
+mod virtio;
 
 #[cfg(panic = "abort")]
 #[panic_handler]

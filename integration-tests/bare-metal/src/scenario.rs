@@ -8,6 +8,7 @@
 //! | `memory` | prints the memory map and checks RAM at both ends of each range |
 //! | `sweep` | reads every port, and samples of the device address space |
 //! | `spin` | prints `spinning` and does so for ever |
+//! | `blk`, `net`, `vsock` | has that device do what it can and prints `measured WORK TICKS`, see [`load`](crate::load) |
 //! | `reset-i8042`, `reset-acpi`, `triple-fault` | ends that way |
 //!
 //! A scenario that comes to its end powers the machine off through ACPI; one that fails says so and faults.
@@ -17,7 +18,7 @@ use core::fmt::Write;
 use crate::boot_info::BootInfo;
 use crate::console::{self, Console};
 use crate::entry::MAPPED_GIB;
-use crate::{machine, power};
+use crate::{load, machine, power};
 
 macro_rules! print {
     ($($argument:tt)*) => {
@@ -36,6 +37,9 @@ pub fn run(boot_info: &BootInfo) -> ! {
         "memory" => memory(boot_info),
         "sweep" => sweep(),
         "spin" => spin(),
+        "blk" => load::blk(boot_info),
+        "net" => load::net(boot_info),
+        "vsock" => load::vsock(boot_info),
         "reset-i8042" => power::reset_by_keyboard_controller().map(drop),
         "reset-acpi" => power::reset_by_acpi(boot_info.rsdp).map(drop),
         "triple-fault" => power::triple_fault(),

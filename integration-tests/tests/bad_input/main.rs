@@ -3,6 +3,7 @@
 #![allow(clippy::panic, clippy::unwrap_used, reason = "the tests' helpers fail as the tests do")]
 
 mod configuration;
+mod devices;
 mod images;
 mod kvm;
 mod standard_error;

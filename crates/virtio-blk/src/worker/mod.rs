@@ -5,22 +5,24 @@
 //! timer, or a change of the limits, makes the worker go on.
 
 mod io;
+mod on_thread;
 mod ring;
 mod sync;
 
 use std::io::Result as IoResult;
 use std::os::fd::RawFd;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use kindling_rate_limiter::Share;
 use kindling_virtio_device::{Queue, QueueState, Subscription, Watch, Worker, WorkerError};
 use vmm_sys_util::epoll::EventSet;
-use vmm_sys_util::timerfd::TimerFd;
 
 use crate::control::BlkSettings;
 use crate::request::{Job, Rules};
 use crate::{BlkControl, Disk, IoEngine};
 use io::Io;
+use on_thread::{OnThread, Parts};
 pub(crate) use ring::Ring;
 use sync::Sync;
 
@@ -65,14 +67,7 @@ struct BlkWorker<E> {
     engine: E,
     settings: Subscription<BlkSettings>,
     rules: Rules,
-    timer: TimerFd,
-    waiting: Option<Waiting>,
-}
-
-/// A request that was put back until the limiter's tokens for it have flowed in. It has taken them already.
-struct Waiting {
-    cost: u64,
-    until: Instant,
+    limiter: Share,
 }
 
 /// A worker for `queue`. The driver accepted `features` of those `offered`.
@@ -87,7 +82,7 @@ pub(crate) fn new(
     let io = Io::new(queue, settings.latest().disk, Arc::clone(&control.shared), offered & !features);
     Ok(match engine {
         IoEngine::Sync => Box::new(BlkWorker::new(Sync::new(&io), io, settings, features)?),
-        IoEngine::Async => Box::new(BlkWorker::new(Ring::new(&io)?, io, settings, features)?),
+        IoEngine::Async => Box::new(OnThread::Parts(Parts { io, settings, features })),
     })
 }
 
@@ -96,7 +91,8 @@ impl<E: Engine> BlkWorker<E> {
         let disk = io.disk.as_ref();
         // The capacity comes with the settings, before anything is asked of it.
         let rules = Rules { capacity: 0, granule: granule(disk), read_only: disk.info().read_only, features };
-        Ok(Self { io, engine, settings, rules, timer: TimerFd::new()?, waiting: None })
+        let limiter = Share::new(&io.shared.limiter)?;
+        Ok(Self { io, engine, settings, rules, limiter })
     }
 
     /// Follows the settings.
@@ -110,14 +106,15 @@ impl<E: Engine> BlkWorker<E> {
             self.io.disk = disk;
         }
         self.rules.capacity = capacity;
-        self.stop_waiting();
+        // A request that waits asks again: the limits may be others.
+        self.limiter.forget();
         Ok(())
     }
 
     /// Takes requests: at most as many as the queue has entries.
     fn process(&mut self) -> Result<(), WorkerError> {
         self.io.queue.begin_batch();
-        if self.is_waiting() {
+        if self.limiter.is_blocked() {
             return Ok(());
         }
         self.io.tick();
@@ -132,13 +129,14 @@ impl<E: Engine> BlkWorker<E> {
             job.begun = self.io.now;
             match job.parse(&self.rules) {
                 Err(status) => self.io.refuse(job, status),
+                Ok(()) if self.limiter.consume(job.cost()) => self.engine.run(&mut self.io)?,
                 Ok(()) => {
-                    let cost = job.cost();
-                    if !admit(&self.io, &mut self.waiting, cost) {
-                        self.io.queue.unpop(&job.chain);
-                        return self.wait();
-                    }
-                    self.engine.run(&mut self.io)?;
+                    self.io.queue.unpop(&job.chain);
+                    self.io.shared.metrics.throttled.increment();
+                    self.engine.submit(&mut self.io)?;
+                    // The driver's kicks stay off.
+                    self.io.queue.publish();
+                    return Ok(());
                 }
             }
             if self.io.now.saturating_duration_since(published) > PUBLISH_AFTER {
@@ -153,56 +151,6 @@ impl<E: Engine> BlkWorker<E> {
         self.io.queue.end_batch();
         Ok(())
     }
-
-    /// Ends a batch whose next request has to wait. The driver's kicks stay off.
-    fn wait(&mut self) -> Result<(), WorkerError> {
-        self.io.shared.metrics.throttled.increment();
-        self.engine.submit(&mut self.io)?;
-        self.io.queue.publish();
-        self.set_timer()
-    }
-
-    /// Lets the timer fire when the request that waits need not wait any more.
-    fn set_timer(&mut self) -> Result<(), WorkerError> {
-        let Some(waiting) = &self.waiting else { return Ok(()) };
-        // Zero would switch it off.
-        let rest = waiting.until.saturating_duration_since(Instant::now()).max(Duration::from_nanos(1));
-        self.timer
-            .reset(rest, None)
-            .map_err(|error| WorkerError::host("set the timer of a rate limiter")(error.into()))
-    }
-
-    fn is_waiting(&self) -> bool {
-        self.waiting.as_ref().is_some_and(|waiting| Instant::now() < waiting.until)
-    }
-
-    /// Gives back what a waiting request has taken; it will ask again.
-    fn stop_waiting(&mut self) {
-        if let Some(waiting) = self.waiting.take() {
-            self.io.shared.limiter.give_back(waiting.cost);
-        }
-    }
-}
-
-/// Whether a request of such a cost may start. If not, it has to wait.
-fn admit(io: &Io, waiting: &mut Option<Waiting>, cost: u64) -> bool {
-    let limiter = &io.shared.limiter;
-    match waiting.take() {
-        // It has waited, and has what it needs.
-        Some(paid) if paid.cost == cost => return true,
-        // The driver has made it another one.
-        Some(paid) => limiter.give_back(paid.cost),
-        None => {}
-    }
-    let wait = limiter.reserve(cost);
-    if wait.is_zero() {
-        return true;
-    }
-    // 584 years at most, which the clock can take.
-    let now = Instant::now();
-    let until = now.checked_add(wait).unwrap_or(now);
-    *waiting = Some(Waiting { cost, until });
-    false
 }
 
 /// What offsets and lengths of transfers are multiples of. Who goes past the page cache cannot have less than a block.
@@ -214,7 +162,7 @@ impl<E: Engine> Worker for BlkWorker<E> {
     fn start(&mut self, watch: &mut Watch<'_>) -> Result<(), WorkerError> {
         watch.add(self.io.queue.kick(), KICK, EventSet::IN)?;
         watch.add(&self.settings, SETTINGS, EventSet::IN)?;
-        watch.add(&self.timer, TIMER, EventSet::IN)?;
+        watch.add(self.limiter.timer(), TIMER, EventSet::IN)?;
         if let Some(file) = self.engine.watched() {
             watch.add(&file, ENGINE, EventSet::IN)?;
         }
@@ -230,21 +178,14 @@ impl<E: Engine> Worker for BlkWorker<E> {
                 return Ok(());
             }
             SETTINGS => self.configure()?,
-            TIMER => {
-                // Fails only for what is no timer.
-                let _ = self.timer.clear();
-                if self.is_waiting() {
-                    // It was set again after this event.
-                    return self.set_timer();
-                }
-            }
+            TIMER => self.limiter.on_timer(),
             _ => {}
         }
         self.process()
     }
 
     fn drain(&mut self) {
-        self.stop_waiting();
+        self.limiter.forget();
         self.engine.drain(&mut self.io);
         self.io.queue.publish();
     }
