@@ -41,8 +41,8 @@ use crate::vcpu::{Shared, Vcpu};
 /// Runs the guest that `config` asks for until it ends.
 ///
 /// Serves the signals that end the process (SIGTERM, SIGINT, SIGHUP, SIGQUIT) itself for as long as it runs, and ignores
-/// SIGXFSZ from then on. When this returns, every thread has ended, the terminal is as it was, and sockets made for the
-/// guest are removed.
+/// SIGXFSZ from then on. When this returns, every thread has ended but those of devices that hang, the terminal is as it
+/// was, and sockets made for the guest are removed.
 ///
 /// # Errors
 ///

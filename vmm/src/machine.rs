@@ -132,9 +132,13 @@ impl Machine {
 /// The kernel's command line: what was asked for, and where the root file system is, unless that is said already.
 fn cmdline(config: &VmConfig) -> Cow<'_, str> {
     let cmdline = config.boot_source.boot_args.as_deref().unwrap_or(DEFAULT_CMDLINE);
+    // What is behind is for the first process, not for the kernel.
+    let init = if cmdline.starts_with("-- ") { Some(0) } else { cmdline.find(" -- ") };
+    let (kernel, init) = cmdline.split_at(init.unwrap_or(cmdline.len()));
     match backends::root_parameter(config) {
-        Some(root) if !cmdline.split(' ').any(|word| word.starts_with("root=")) => {
-            format!("{cmdline} {root}").into()
+        Some(root) if !kernel.split(' ').any(|word| word.starts_with("root=")) => {
+            let space = if init.starts_with('-') { " " } else { "" };
+            format!("{kernel} {root}{space}{init}").into()
         }
         _ => cmdline.into(),
     }
@@ -344,7 +348,29 @@ fn boot_error(error: &boot::Error) -> Error {
 
 #[cfg(test)]
 mod tests {
+    use kindling_api::{BootSource, DriveConfig};
+
     use super::*;
+
+    #[test]
+    fn the_kernel_is_told_of_the_root_device_unless_it_knows() {
+        for (given, expected) in [
+            ("quiet", "quiet root=/dev/vda rw"),
+            ("quiet root=/dev/vdb", "quiet root=/dev/vdb"),
+            ("quiet -- a root=b", "quiet root=/dev/vda rw -- a root=b"),
+            ("-- a", " root=/dev/vda rw -- a"),
+            ("root=/dev/vdb -- a", "root=/dev/vdb -- a"),
+        ] {
+            let boot_source = BootSource {
+                kernel_image_path: "/k".into(),
+                initrd_path: None,
+                boot_args: Some(given.to_owned()),
+                boot_protocol: BootProtocol::Auto,
+            };
+            let root = DriveConfig { is_root_device: true, ..DriveConfig::new("r", "/r") };
+            assert_eq!(cmdline(&VmConfig { drives: vec![root], ..VmConfig::new(boot_source) }), expected);
+        }
+    }
 
     #[test]
     fn lint0_of_every_processor_is_masked_after_reset() {

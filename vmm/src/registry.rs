@@ -4,6 +4,8 @@
 //! Whatever is done with devices is written here once, over the traits of the virtio crates. No device kind has a name
 //! here; `backends` gives them theirs.
 
+use std::collections::BTreeMap;
+use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -21,6 +23,9 @@ use crate::error::{Error, one_line};
 
 /// How long the end of a guest waits for requests in flight.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(2);
+
+/// How long it waits for each device at least, whatever those before it have taken.
+const DRAIN_LEAST: Duration = Duration::from_millis(20);
 
 /// What a device is attached to.
 pub struct Machine<'a> {
@@ -40,6 +45,9 @@ pub struct Registry {
     devices: Vec<Attached>,
     /// The thread of all devices that do little.
     quiet: Option<WorkerThread>,
+    /// What raises each interrupt line, by GSI. Devices that share a line share it too: of two irqfds of one line, KVM
+    /// may take the edge of the second for that of the first, which the guest has seen to already.
+    lines: BTreeMap<u32, EventFd>,
 }
 
 struct Attached {
@@ -58,13 +66,8 @@ impl Registry {
             .map(|offset| VIRTIO_MMIO.start + offset)
             .ok_or_else(|| Error::host("place a virtio device")("the window for their registers is full"))?;
         let line = machine.lines.allocate().map_err(Error::host("give a virtio device an interrupt line"))?;
-        let eventfd = || EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC);
-        let interrupt = eventfd().map_err(Error::host("create an eventfd"))?;
+        let interrupt = self.interrupt(machine.vm, line.gsi())?;
         let slots = self.slots(id, device.workers())?;
-        machine
-            .vm
-            .register_irqfd(&interrupt, line.gsi())
-            .map_err(Error::host("connect a virtio device's interrupt line"))?;
         let transport = MmioTransport::new(device, Arc::clone(machine.memory), slots, interrupt)
             .map_err(Error::host("set up a virtio device"))?;
         for (queue, kick) in (0_u32..).zip(transport.kicks()) {
@@ -77,6 +80,19 @@ impl Registry {
         machine.mmio.insert(base, WINDOW_SIZE, window).map_err(Error::host("place a virtio device"))?;
         self.devices.push(Attached { id: id.to_owned(), transport, base, line });
         Ok(())
+    }
+
+    /// What raises the interrupt line `gsi`.
+    fn interrupt(&mut self, vm: &VmFd, gsi: u32) -> Result<EventFd, Error> {
+        let own = |event: io::Result<EventFd>| event.map_err(Error::host("create an eventfd"));
+        if let Some(event) = self.lines.get(&gsi) {
+            return own(event.try_clone());
+        }
+        let event = own(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC))?;
+        vm.register_irqfd(&event, gsi).map_err(Error::host("connect a virtio device's interrupt line"))?;
+        let copy = own(event.try_clone())?;
+        self.lines.insert(gsi, event);
+        Ok(copy)
     }
 
     /// Places for a device's workers, on threads of their own or on the shared one.
@@ -116,6 +132,7 @@ impl Registry {
     pub fn drain(&self) {
         let deadline = Instant::now() + DRAIN_DEADLINE;
         for device in &self.devices {
+            let deadline = deadline.max(Instant::now() + DRAIN_LEAST);
             if let Err(error) = device.transport.sleep(deadline) {
                 log::warn!("{}: requests are lost: {}", device.id, one_line(&error));
             }

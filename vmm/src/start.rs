@@ -41,18 +41,23 @@ const OPTION_OF_SECTION: [(&str, &str); 5] = [
 /// Runs the guest that the options of `vmm run` describe.
 pub fn from_options(options: &RunOptions) -> Result<Outcome, Error> {
     configuration(options).and_then(|config| start(&config)).map_err(|error| match error {
-        Error::Configuration { field, cause } => {
-            Error::Configuration { field: option_of(&field).to_owned(), cause }
-        }
+        Error::Configuration { field, cause } => Error::Configuration { field: option_of(&field), cause },
         error => error,
     })
 }
 
-/// The option that stands for a field.
-fn option_of(field: &str) -> &str {
-    let exact = OPTION_OF_FIELD.iter().find(|(name, _)| *name == field);
-    let section = || OPTION_OF_SECTION.iter().find(|(name, _)| field.starts_with(name));
-    exact.or_else(section).map_or(field, |(_, option)| option)
+/// The option that stands for a field; when it stands for others too, with the field behind it.
+fn option_of(field: &str) -> String {
+    if let Some((_, option)) = OPTION_OF_FIELD.iter().find(|(name, _)| *name == field) {
+        return (*option).to_owned();
+    }
+    match OPTION_OF_SECTION.iter().find(|(name, _)| field.starts_with(name)) {
+        Some((name, option)) if name.ends_with('.') => {
+            format!("{option}: {}", field.strip_prefix(name).unwrap_or(field))
+        }
+        Some((_, option)) => format!("{option}: {field}"),
+        None => field.to_owned(),
+    }
 }
 
 /// Runs the guest that a config file describes; options of the log that are given take the place of the file's.

@@ -99,7 +99,7 @@ fn registers_enter_the_kernel_with_its_parameters() {
     assert_eq!((state.rip, state.rsi, state.rbx), (MIB, 0x7000, 0));
     assert!(state.cs.l && !state.cs.db && state.cr0 & 1 << 31 != 0 && state.efer == 0x500);
     let state = registers(&guest.load(&pvh_elf()).unwrap());
-    assert_eq!((state.rip, state.rsi, state.rbx), (MIB + 16, 0, 0x2000));
+    assert_eq!((state.rip, state.rsi, state.rbx), (MIB + 16, 0, 0x1040));
     assert!(!state.cs.l && state.cs.db && state.cr0 & 1 << 31 == 0 && state.efer == 0);
 }
 

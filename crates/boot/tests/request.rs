@@ -14,7 +14,8 @@ use proptest::prelude::*;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 const ZERO_PAGE: u64 = 0x7000;
-const START_INFO: u64 = 0x2000;
+const START_INFO: u64 = 0x1040;
+const CMDLINE: u64 = 0x1d00;
 const EBDA: u64 = 0x9fc00;
 const GIB: u64 = 1 << 30;
 
@@ -141,7 +142,7 @@ fn an_initrd_that_fills_the_room_loads_and_a_larger_one_is_refused() {
 #[test]
 fn an_empty_command_line_is_one() {
     let guest = Guest::new(16 * MIB);
-    guest.memory.write_slice(b"left over", GuestAddress(0x2_0000)).unwrap();
+    guest.memory.write_slice(b"left over", GuestAddress(CMDLINE)).unwrap();
     guest.load_request(Request { cmdline: "", ..request(&small_elf()) }).unwrap();
     assert_eq!(guest.string(guest.u32(ZERO_PAGE + 0x228).into()), "");
 }

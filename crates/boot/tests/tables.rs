@@ -9,9 +9,9 @@ use kindling_boot::{InitialState, Segment, registers};
 
 const GIB: u64 = 1 << 30;
 
-/// A guest with a kernel entered by the 64-bit boot protocol, or by PVH.
-fn booted(kernel: &[u8]) -> (Guest, InitialState) {
-    let guest = Guest::new(16 * MIB);
+/// A guest with so much RAM and a kernel entered by the 64-bit boot protocol, or by PVH.
+fn booted(ram: u64, kernel: &[u8]) -> (Guest, InitialState) {
+    let guest = Guest::new(ram);
     let state = registers(&guest.load(kernel).unwrap());
     (guest, state)
 }
@@ -56,7 +56,7 @@ fn translate(guest: &Guest, state: &InitialState, linear: u64) -> Option<u64> {
 #[test]
 fn every_segment_register_is_what_its_selector_says() {
     for kernel in [small_elf(), pvh_elf()] {
-        let (guest, state) = booted(&kernel);
+        let (guest, state) = booted(16 * MIB, &kernel);
         let InitialState { cs, ds, es, fs, gs, ss, tr, .. } = state;
         for segment in [cs, ds, es, fs, gs, ss, tr] {
             assert_eq!(descriptor(&guest, &state, segment.selector), segment);
@@ -67,19 +67,22 @@ fn every_segment_register_is_what_its_selector_says() {
 }
 
 #[test]
-fn a_64_bit_kernel_has_the_first_4_gib_at_their_own_addresses_and_no_more() {
-    let (guest, state) = booted(&small_elf());
-    for address in [0, 0x7000, 0x2_0fff, MIB, 16 * MIB, GIB - 1, GIB, 3 * GIB + 5, 4 * GIB - 1] {
-        assert_eq!(translate(&guest, &state, address), Some(address));
+fn a_64_bit_kernel_has_each_gib_with_ram_below_4_gib_at_its_own_addresses_and_no_more() {
+    // The last one has a hole from 3 to 4 GiB and the rest of its RAM above.
+    for (ram, mapped) in [(16 * MIB, GIB), (GIB, GIB), (GIB + 2 * MIB, 2 * GIB), (5 * GIB, 3 * GIB)] {
+        let (guest, state) = booted(ram, &small_elf());
+        for address in [0, 0x7000, 0x2_0fff, MIB, 16 * MIB, mapped - GIB, mapped - 5, mapped - 1] {
+            assert_eq!(translate(&guest, &state, address), Some(address));
+        }
+        for address in [mapped, 4 * GIB, 512 * GIB, 1 << 47] {
+            assert_eq!(translate(&guest, &state, address), None);
+        }
+        assert_eq!((state.cr0, state.cr4, state.efer, state.rflags), (0x8000_0011, 0x20, 0x500, 2));
     }
-    for address in [4 * GIB, 512 * GIB, 1 << 47] {
-        assert_eq!(translate(&guest, &state, address), None);
-    }
-    assert_eq!((state.cr0, state.cr4, state.efer, state.rflags), (0x8000_0011, 0x20, 0x500, 2));
 }
 
 #[test]
 fn a_pvh_kernel_starts_in_protected_mode_without_paging() {
-    let (_, state) = booted(&pvh_elf());
+    let (_, state) = booted(16 * MIB, &pvh_elf());
     assert_eq!((state.cr0, state.cr3, state.cr4, state.efer, state.rflags), (0x11, 0, 0, 0, 2));
 }

@@ -7,4 +7,4 @@ pub mod x86_64;
 
 pub use error::Error;
 #[cfg(target_arch = "x86_64")]
-pub use x86_64::{CpuidOptions, CpuidTemplate, Topology, boot_msrs, set_lint};
+pub use x86_64::{CpuidOptions, CpuidTemplate, Topology, boot_msrs};

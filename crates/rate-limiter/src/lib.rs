@@ -6,10 +6,12 @@ use std::time::Duration;
 mod bucket;
 mod clock;
 mod limiter;
+mod shared;
 
 pub use bucket::{BucketConfig, BucketState, TokenBucket};
 pub use clock::{Clock, Monotonic};
 pub use limiter::{RateLimiter, RateLimiterState, Update};
+pub use shared::{Share, SharedLimiter};
 
 /// Why a limiter could not be made or changed. Messages about a bucket begin with the field at fault.
 #[derive(Debug, thiserror::Error)]

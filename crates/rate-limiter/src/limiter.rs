@@ -20,7 +20,7 @@ pub enum Update {
 
 impl Update {
     /// The bucket from the moment `now` on; `None` if it is kept.
-    fn bucket(self, now: u64) -> Result<Option<Option<TokenBucket>>, Box<Error>> {
+    pub(crate) fn bucket(self, now: u64) -> Result<Option<Option<TokenBucket>>, Box<Error>> {
         match self {
             Self::Keep => Ok(None),
             Self::Unlimited => Ok(Some(None)),

@@ -76,15 +76,19 @@ impl Channel {
         if kind.file_type().is_socket() {
             return Ok(Channel { file, mode: Mode::Socket });
         }
-        if !accepts_epoll(&file)? {
+        let is_pipe = kind.file_type().is_fifo();
+        let is_device =
+            |major, minor| kind.file_type().is_char_device() && kind.rdev() == libc::makedev(major, minor);
+        let is_null = is_device(1, 3);
+        // What a service has for standard streams is known without asking epoll.
+        if is_null || (!is_pipe && !accepts_epoll(&file)?) {
             return Ok(Channel { file, mode: Mode::AlwaysReady });
         }
         if is_non_blocking(&file)? {
             return Ok(Channel { file, mode: Mode::NonBlocking });
         }
         // Opening the master of a pseudo-terminal again would give a new pseudo-terminal.
-        let is_pty_master = kind.file_type().is_char_device() && kind.rdev() == libc::makedev(5, 2);
-        let is_pipe = kind.file_type().is_fifo();
+        let is_pty_master = is_device(5, 2);
         if is_pipe || (is_terminal(&file) && !is_pty_master) {
             let again = OpenOptions::new()
                 .read(direction == Direction::Input)

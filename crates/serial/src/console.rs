@@ -26,6 +26,10 @@ const TYPE_AHEAD: usize = 64 << 10;
 /// next, shorter than anybody at a terminal notices.
 const BATCH_TIME: Duration = Duration::from_millis(2);
 
+/// Output that comes so soon after the last is a stream, whose next batch is waited for. What comes after a silence may
+/// be all there is, an echoed key say, and nothing is arranged for more before there is more.
+const STREAM_TIME: Duration = BATCH_TIME.saturating_mul(2);
+
 const KICK: u64 = 0;
 const INPUT: u64 = 1;
 const OUTPUT: u64 = 2;
@@ -63,6 +67,8 @@ pub struct Console<T: Trigger> {
     input_ready: bool,
     /// The output takes nothing until epoll says otherwise.
     output_blocked: bool,
+    /// When output was last taken.
+    output_moved: Option<Instant>,
     /// Accepting failed; not tried again before something else happens.
     listener_paused: bool,
     /// Accepting failed the last time, and that was logged.
@@ -93,6 +99,7 @@ impl<T: Trigger> Console<T> {
             escape: Escape::default(),
             input_ready: false,
             output_blocked: false,
+            output_moved: None,
             listener_paused: false,
             listener_failing: false,
             output_failing: false,
@@ -262,9 +269,13 @@ impl<T: Trigger> Console<T> {
 
     /// Arranges for the next batch of output: by the timer while output flows, by a wake-up when it has stopped.
     fn expect_output(&mut self, moved: bool) -> Result<(), Error> {
+        let streams = moved && {
+            let now = Instant::now();
+            self.output_moved.replace(now).is_some_and(|last| now.duration_since(last) < STREAM_TIME)
+        };
         let mut port = lock(&self.port);
         // Under the lock: a byte that came after the last look is either seen here or wakes the loop.
-        let expected = moved || (port.output_len() > 0 && !self.output_blocked);
+        let expected = streams || (port.output_len() > 0 && !self.output_blocked);
         port.expect_output(expected);
         drop(port);
         if expected {

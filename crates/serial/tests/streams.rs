@@ -70,6 +70,23 @@ fn a_mebibyte_of_output_arrives_whole_at_a_slow_reader() {
 }
 
 #[test]
+fn a_byte_after_a_silence_wakes_the_loop_and_of_a_stream_not_every_byte_does() {
+    let (guest, mut console) = machine(streams(&null(), &null()));
+    settle(&mut console);
+    let mut woken_and_served = || {
+        let woken = guest.port.lock().unwrap().write(0, b'x');
+        console.service().unwrap();
+        woken
+    };
+    assert!(woken_and_served());
+    assert!(woken_and_served(), "the first byte may have been all there was");
+    let start = Instant::now();
+    while woken_and_served() {
+        assert!(start.elapsed() < PATIENCE, "every byte wakes the loop");
+    }
+}
+
+#[test]
 fn ten_mebibytes_through_a_pipe_arrive_whole_and_the_writer_never_waits() {
     let (reader, writer) = pipe().unwrap();
     let mut backend = streams(&null(), &writer);

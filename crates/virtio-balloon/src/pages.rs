@@ -7,7 +7,7 @@ use libc::{c_int, c_void, iovec};
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 /// Bits of an address within a page of the balloon (VIRTIO 1.2, 5.5.6: always 4096 bytes).
-const PAGE_SHIFT: u32 = 12;
+pub(crate) const PAGE_SHIFT: u32 = 12;
 /// Bytes of such a page.
 pub(crate) const PAGE_SIZE: usize = 1 << PAGE_SHIFT;
 

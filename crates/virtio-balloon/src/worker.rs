@@ -21,6 +21,9 @@ use crate::{
 const BATCH: usize = 256;
 /// Bytes of page numbers that are looked at in one request: a guest cannot keep the worker busy with one.
 const REQUEST_MAX: u32 = 64 << 10;
+/// Pages after which the other workers of the thread get their turn: giving one back may take a microsecond, and the
+/// requests of a full queue, of the largest size, would take seconds.
+const EVENT_PAGES: u64 = 16 << 10;
 
 /// What a queue is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,18 +81,26 @@ impl BalloonWorker {
         let Some((role, queue)) = self.queues.get_mut(position) else { return Ok(()) };
         let role = *role;
         let index = queue.index();
+        let mut pages: u64 = 0;
         queue.begin_batch();
         for _ in 0..queue.size() {
+            if pages >= EVENT_PAGES {
+                break;
+            }
             if !queue.pop(&mut self.chain).map_err(WorkerError::queue(index))? {
                 break;
             }
             let chain = &mut self.chain;
             match role {
-                Role::Inflate => inflate(chain, &self.metrics, queue.memory()),
+                Role::Inflate => {
+                    let looked_at = inflate(chain, &self.metrics, queue.memory());
+                    pages = pages.saturating_add(looked_at);
+                }
                 Role::Deflate => self.metrics.deflated.add(u64::from(chain.readable.len()) / 4),
                 Role::Reporting => {
                     let bytes = discard_all(chain, &self.metrics, queue.memory());
                     self.metrics.reported_bytes.add(bytes);
+                    pages = pages.saturating_add(bytes >> pages::PAGE_SHIFT);
                 }
                 Role::Hinting => {
                     if let Some(command) = chain.readable.take() {
@@ -98,6 +109,7 @@ impl BalloonWorker {
                     if !chain.writable.is_empty() && self.control.is_hinting() {
                         let bytes = discard_all(chain, &self.metrics, queue.memory());
                         self.metrics.hinted_bytes.add(bytes);
+                        pages = pages.saturating_add(bytes >> pages::PAGE_SHIFT);
                     }
                 }
                 Role::Statistics => {
@@ -173,11 +185,12 @@ impl Worker for BalloonWorker {
     }
 }
 
-/// Takes the pages whose numbers are in the chain.
-fn inflate(chain: &mut Chain, metrics: &BalloonMetrics, memory: &GuestMemory) {
+/// Takes the pages whose numbers are in the chain; returns how many it looked at.
+fn inflate(chain: &mut Chain, metrics: &BalloonMetrics, memory: &GuestMemory) -> u64 {
     let dropped = chain.readable.len().saturating_sub(REQUEST_MAX) / 4;
     metrics.bad_pages.add(dropped.into());
     chain.readable.truncate(REQUEST_MAX);
+    let looked_at = u64::from(chain.readable.len()) / 4;
     let mut bytes = [0; 4 * BATCH];
     let mut numbers = [0_u32; BATCH];
     loop {
@@ -187,7 +200,9 @@ fn inflate(chain: &mut Chain, metrics: &BalloonMetrics, memory: &GuestMemory) {
             *number = u32::from_le_bytes(bytes.try_into().unwrap_or_default());
             count = count.saturating_add(1);
         }
-        let Some(numbers) = numbers.get_mut(..count).filter(|numbers| !numbers.is_empty()) else { return };
+        let Some(numbers) = numbers.get_mut(..count).filter(|numbers| !numbers.is_empty()) else {
+            return looked_at;
+        };
         // The guest takes its pages from anywhere, but those of one request are often neighbours.
         numbers.sort_unstable();
         for run in numbers.chunk_by(|first, second| first.checked_add(1) == Some(*second)) {

@@ -319,3 +319,19 @@ fn it_serves_from_a_thread() {
     assert_eq!(worker.queues()[0].next_used, 100);
     assert_eq!(count(&balloon, "inflated"), 100);
 }
+
+#[test]
+fn a_queue_of_large_requests_is_served_in_parts() {
+    let mut balloon = Balloon::new(Config::default()).unwrap();
+    let (mut driver, mut workers) = start(&mut balloon);
+    // No two are neighbours, so that each has to be given back on its own.
+    let request = numbers((0..16_384).map(|page| (SPARE >> 12) + page % 128 * 2));
+    for _ in 0..20 {
+        driver.queues[INFLATE].add(&[Buffer::Readable(&request)]);
+    }
+    for served in 1..=20 {
+        workers.step(0).unwrap();
+        assert_eq!(count(&balloon, "inflated"), served * 16_384);
+    }
+    assert_eq!(std::iter::from_fn(|| driver.queues[INFLATE].take_used()).count(), 20);
+}

@@ -70,7 +70,13 @@ impl WorkerThread {
         epoll.ctl(ControlOperation::Add, event.as_raw_fd(), watch)?;
         let (requests, receiver) = mpsc::channel();
         let (ready, is_ready) = mpsc::sync_channel(1);
-        let runner = Runner { epoll, event: event.try_clone()?, requests: receiver, places: BTreeMap::new() };
+        let runner = Runner {
+            epoll,
+            event: event.try_clone()?,
+            requests: receiver,
+            places: BTreeMap::new(),
+            logged: BTreeSet::new(),
+        };
         thread::Builder::new().name(name.to_owned()).stack_size(STACK_BYTES).spawn(move || {
             let result = set_up();
             let failed = result.is_err();
@@ -150,6 +156,8 @@ struct Runner {
     requests: Receiver<Request>,
     /// By slot.
     places: BTreeMap<u32, Place>,
+    /// The slots of which a failure was logged. A guest that has its device fail again and again does not fill the log.
+    logged: BTreeSet<u32>,
 }
 
 /// A worker and what belongs to it.
@@ -180,9 +188,10 @@ impl Runner {
                     // Last of all, so that no worker gets the events of the one that was there before it.
                     asked = true;
                 } else if let Some(place) = self.places.get_mut(&slot) {
-                    place.act(&self.epoll, slot, |worker, watch| {
+                    let result = place.act(&self.epoll, slot, |worker, watch| {
                         worker.event(token, event.event_set(), watch)
                     });
+                    self.log(slot, result);
                 }
             }
             if asked && !self.take_requests() {
@@ -200,14 +209,18 @@ impl Runner {
                 Request::Start(slot, worker, interrupt) => {
                     drop(self.stop(slot));
                     let mut place = Place { worker, interrupt, watched: BTreeSet::new(), failed: false };
-                    place.act(&self.epoll, slot, |worker, watch| worker.start(watch));
+                    let result = place.act(&self.epoll, slot, |worker, watch| worker.start(watch));
                     self.places.insert(slot, place);
+                    self.log(slot, result);
                 }
                 Request::Stop(slot, reply) => {
                     // Fails when nobody waits any more; the worker ends here then.
                     let _ = reply.send(self.stop(slot));
                 }
-                Request::Remove(slot) => drop(self.stop(slot)),
+                Request::Remove(slot) => {
+                    drop(self.stop(slot));
+                    self.logged.remove(&slot);
+                }
                 Request::End => return false,
             }
         }
@@ -220,6 +233,15 @@ impl Runner {
         place.worker.drain();
         Some(place.worker)
     }
+
+    /// Says that the worker of `slot` has failed, the first time that it does.
+    fn log(&mut self, slot: u32, result: Result<(), WorkerError>) {
+        if let Err(error) = result
+            && self.logged.insert(slot)
+        {
+            log::warn!("a virtio device needs a reset: {}", chain(&error));
+        }
+    }
 }
 
 impl Place {
@@ -229,17 +251,18 @@ impl Place {
         epoll: &Epoll,
         slot: u32,
         act: impl FnOnce(&mut dyn Worker, &mut Watch<'_>) -> Result<(), WorkerError>,
-    ) {
+    ) -> Result<(), WorkerError> {
         if self.failed {
-            return;
+            return Ok(());
         }
         let mut watch = Watch::new(epoll, slot, &mut self.watched);
-        if let Err(error) = act(self.worker.as_mut(), &mut watch) {
-            log::warn!("a virtio device needs a reset: {}", chain(&error));
+        let result = act(self.worker.as_mut(), &mut watch);
+        if result.is_err() {
             self.failed = true;
             self.unwatch(epoll);
             self.interrupt.needs_reset();
         }
+        result
     }
 
     fn unwatch(&mut self, epoll: &Epoll) {

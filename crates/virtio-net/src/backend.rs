@@ -97,11 +97,6 @@ impl Backend {
         }
     }
 
-    /// How many queue pairs frames from the host come to.
-    pub(crate) fn active(&self) -> u16 {
-        *self.active.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Has frames from the host come to the first `pairs` queue pairs only: at least 1. What waits in other queues of
     /// the tap is lost.
     ///

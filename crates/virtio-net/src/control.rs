@@ -3,12 +3,11 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use kindling_rate_limiter::{Error, Update};
+use kindling_rate_limiter::{Error, SharedLimiter, Update};
 use kindling_virtio_device::{ConfigSpace, Settings};
 use virtio_bindings::virtio_net::VIRTIO_NET_S_LINK_UP;
 
 use crate::NetMetrics;
-use crate::limiter::Buckets;
 
 /// Offset of the status in the configuration space (VIRTIO 1.2, 5.1.4).
 const STATUS_OFFSET: usize = 6;
@@ -23,8 +22,8 @@ pub(crate) struct NetSettings {
 pub(crate) struct Shared {
     pub settings: Arc<Settings<NetSettings>>,
     pub config: Arc<ConfigSpace>,
-    pub rx: Arc<Buckets>,
-    pub tx: Arc<Buckets>,
+    pub rx: Arc<SharedLimiter>,
+    pub tx: Arc<SharedLimiter>,
     pub metrics: Arc<NetMetrics>,
     tap_lost: AtomicBool,
 }
@@ -98,8 +97,8 @@ impl NetControl {
         self.limit(&self.0.tx, bandwidth, ops)
     }
 
-    fn limit(&self, buckets: &Buckets, bandwidth: Update, ops: Update) -> Result<(), Error> {
-        buckets.update(bandwidth, ops)?;
+    fn limit(&self, limiter: &SharedLimiter, bandwidth: Update, ops: Update) -> Result<(), Error> {
+        limiter.update(bandwidth, ops)?;
         // Who waits for the old buckets asks the new ones.
         self.0.settings.change(|_| ());
         Ok(())

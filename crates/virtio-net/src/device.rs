@@ -1,6 +1,7 @@
 //! The device: what outlives a driver.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
 
 use kindling_metrics::Metrics;
 use kindling_virtio_device::{ActivateError, Activation, ConfigSpace, Device, RestoreError, Worker, Workers};
@@ -52,8 +53,8 @@ pub struct Net {
     features: u64,
     mtu: Option<u16>,
     queue_sizes: Vec<u16>,
-    /// Queue pairs that are active when the next driver begins: 1, unless it began elsewhere.
-    first_active: u16,
+    /// Queue pairs that the driver wants to use: 1 until it says so. It outlives the reset of single queues.
+    wanted_pairs: Arc<AtomicU16>,
 }
 
 impl Net {
@@ -84,7 +85,7 @@ impl Net {
             features,
             mtu,
             queue_sizes,
-            first_active: 1,
+            wanted_pairs: Arc::new(AtomicU16::new(1)),
         })
     }
 
@@ -147,8 +148,9 @@ impl Device for Net {
         }
         // At most as many as the back end has.
         let pairs = queues.len() as u16;
-        let mut commands = commands
-            .map(|queue| Commands::new(queue, Arc::clone(&self.backend), pairs, &self.shared.metrics));
+        let mut commands = commands.map(|queue| {
+            Commands::new(queue, &self.backend, pairs, &self.wanted_pairs, &self.shared.metrics)
+        });
         let negotiated = Negotiated::new(activation.features, self.mtu);
         let mut workers = Vec::<Box<dyn Worker>>::new();
         for ((receive, transmit), tap) in queues.into_iter().zip(self.backend.queues()) {
@@ -161,7 +163,7 @@ impl Device for Net {
             Err(error) if error.raw_os_error() == Some(libc::EBADFD) => self.shared.lose_tap(),
             result => {
                 result.map_err(host("choose the offloads of a network device's tap"))?;
-                let active = self.first_active.min(pairs);
+                let active = self.wanted_pairs.load(Ordering::Relaxed).min(pairs);
                 self.backend
                     .set_active(active)
                     .map_err(host("choose the active queues of a network device's tap"))?;
@@ -171,14 +173,14 @@ impl Device for Net {
     }
 
     fn reset(&mut self) {
-        self.first_active = 1;
+        self.wanted_pairs.store(1, Ordering::Relaxed);
         // If this fails, the next activation tries again.
         let _ = self.backend.set_active(1);
     }
 
-    /// The number of active queue pairs.
+    /// The number of queue pairs that the driver wants to use.
     fn save(&self) -> Vec<u8> {
-        self.backend.active().to_le_bytes().to_vec()
+        self.wanted_pairs.load(Ordering::Relaxed).to_le_bytes().to_vec()
     }
 
     fn restore(&mut self, state: &[u8]) -> Result<(), RestoreError> {
@@ -188,7 +190,7 @@ impl Device for Net {
         if pairs == 0 || pairs > most {
             return Err(error(format!("{pairs}, not 1 to {most}")));
         }
-        self.first_active = pairs;
+        self.wanted_pairs.store(pairs, Ordering::Relaxed);
         Ok(())
     }
 }

@@ -5,7 +5,6 @@ mod backend;
 mod control;
 mod device;
 mod error;
-mod limiter;
 mod metrics;
 mod worker;
 

@@ -4,14 +4,14 @@
 mod worker;
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use kindling_metrics::{Metrics, counters};
 use kindling_rate_limiter::{BucketConfig, RateLimiter};
 use kindling_virtio_device::{ActivateError, Activation, ConfigSpace, Device, Settings, Worker, Workers};
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 
-use worker::RngWorker;
+use worker::{Limiter, RngWorker};
 
 /// Most bytes that one request gets. A driver that wants more asks again (VIRTIO 1.2, 5.4.6.1).
 pub const REQUEST_MAX: u32 = 64 << 10;
@@ -54,6 +54,8 @@ counters! {
 pub struct Rng {
     config: Arc<ConfigSpace>,
     limits: Arc<Settings<Limits>>,
+    /// Here, so that a guest gets no tokens by a reset.
+    limiter: Arc<Mutex<Limiter>>,
     metrics: Arc<RngMetrics>,
 }
 
@@ -64,8 +66,13 @@ impl Rng {
     ///
     /// [`Error::Limits`] when a limit is out of its range.
     pub fn new(limits: Limits) -> Result<Self, Error> {
-        RateLimiter::new(limits.bandwidth, limits.ops)?;
-        Ok(Self { config: ConfigSpace::new(&[]), limits: Settings::new(limits), metrics: Arc::default() })
+        let limiter = Limiter { limits, limiter: RateLimiter::new(limits.bandwidth, limits.ops)? };
+        Ok(Self {
+            config: ConfigSpace::new(&[]),
+            limits: Settings::new(limits),
+            limiter: Arc::new(Mutex::new(limiter)),
+            metrics: Arc::default(),
+        })
     }
 
     /// Where the limits can be changed, which must be valid ones: [`BucketConfig::check`] tells.
@@ -105,6 +112,7 @@ impl Device for Rng {
             doing: "watch the entropy device's settings",
             source,
         })?;
-        Ok(vec![Box::new(RngWorker::new(queue, subscription, Arc::clone(&self.metrics)))])
+        let (limiter, metrics) = (Arc::clone(&self.limiter), Arc::clone(&self.metrics));
+        Ok(vec![Box::new(RngWorker::new(queue, subscription, limiter, metrics))])
     }
 }

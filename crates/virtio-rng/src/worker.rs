@@ -1,7 +1,7 @@
 //! The data path: fills what the guest offers.
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kindling_rate_limiter::RateLimiter;
 use kindling_virtio_device::{Chain, Queue, QueueState, Subscription, Watch, Worker, WorkerError};
@@ -16,25 +16,33 @@ const QUEUE: u32 = 0;
 const LIMITER: u32 = 1;
 const SETTINGS: u32 = 2;
 
+/// The limiter of an entropy device, and what it was made of. No two workers have it at a time.
+pub(crate) struct Limiter {
+    pub limits: Limits,
+    pub limiter: RateLimiter,
+}
+
 /// The worker of an entropy device.
 pub(crate) struct RngWorker {
     queue: Queue,
     chain: Chain,
-    /// What `limiter` was made of.
-    limits: Limits,
-    limiter: RateLimiter,
+    limiter: Arc<Mutex<Limiter>>,
     settings: Subscription<Limits>,
     chunk: Box<[u8; CHUNK]>,
     metrics: Arc<RngMetrics>,
 }
 
 impl RngWorker {
-    pub(crate) fn new(queue: Queue, settings: Subscription<Limits>, metrics: Arc<RngMetrics>) -> Self {
+    pub(crate) fn new(
+        queue: Queue,
+        settings: Subscription<Limits>,
+        limiter: Arc<Mutex<Limiter>>,
+        metrics: Arc<RngMetrics>,
+    ) -> Self {
         Self {
             chain: Chain::new(queue.memory()),
             queue,
-            limits: Limits::default(),
-            limiter: RateLimiter::unlimited(),
+            limiter,
             settings,
             chunk: Box::new([0; CHUNK]),
             metrics,
@@ -50,7 +58,7 @@ impl RngWorker {
                 break;
             }
             self.chain.writable.truncate(REQUEST_MAX);
-            if !self.limiter.consume(self.chain.writable.len().into()) {
+            if !self.limiter().limiter.consume(self.chain.writable.len().into()) {
                 // The timer brings it back; a kick would bring nothing but the same answer.
                 self.metrics.throttled.increment();
                 self.queue.unpop(&self.chain);
@@ -85,20 +93,27 @@ impl RngWorker {
 
     /// Takes over the limits that are wanted now.
     fn reconfigure(&mut self, watch: &mut Watch<'_>) -> Result<(), WorkerError> {
-        let limits = self.settings.latest();
-        if limits == self.limits {
+        let wanted = self.settings.latest();
+        let mut shared = self.limiter();
+        let Limiter { limits, limiter } = &mut *shared;
+        if wanted == *limits {
             return Ok(());
         }
-        let had_timer = self.limiter.timer().is_some();
-        match self.limiter.update(limits.bandwidth.into(), limits.ops.into()) {
-            Ok(()) => self.limits = limits,
-            // The limits are valid, so the host is out of descriptors: the old ones stay, until it is asked again.
-            Err(error) => log::warn!("the entropy device keeps its old limits: {error}"),
-        }
-        match self.limiter.timer() {
+        let had_timer = limiter.timer().is_some();
+        // The limits are valid, so the host is out of descriptors. Rather no random bytes than unlimited ones.
+        limiter
+            .update(wanted.bandwidth.into(), wanted.ops.into())
+            .map_err(|error| WorkerError::host("limit an entropy device")(io::Error::other(error)))?;
+        *limits = wanted;
+        match limiter.timer() {
             Some(timer) if !had_timer => watch.add(&timer, LIMITER, EventSet::IN),
             _ => Ok(()),
         }
+    }
+
+    /// A lock that outlives a panic: any limiter is valid.
+    fn limiter(&self) -> MutexGuard<'_, Limiter> {
+        self.limiter.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -106,7 +121,8 @@ impl Worker for RngWorker {
     fn start(&mut self, watch: &mut Watch<'_>) -> Result<(), WorkerError> {
         watch.add(self.queue.kick(), QUEUE, EventSet::IN)?;
         watch.add(&self.settings, SETTINGS, EventSet::IN)?;
-        if let Some(timer) = self.limiter.timer() {
+        let timer = self.limiter().limiter.timer();
+        if let Some(timer) = timer {
             watch.add(&timer, LIMITER, EventSet::IN)?;
         }
         self.reconfigure(watch)?;
@@ -115,7 +131,7 @@ impl Worker for RngWorker {
 
     fn event(&mut self, token: u32, _: EventSet, watch: &mut Watch<'_>) -> Result<(), WorkerError> {
         match token {
-            LIMITER => self.limiter.on_timer(),
+            LIMITER => self.limiter().limiter.on_timer(),
             SETTINGS => self.reconfigure(watch)?,
             _ => {}
         }

@@ -128,8 +128,22 @@ fn a_sleep_loses_no_request_and_a_reset_gives_a_new_device() {
     let mut driver = MockDriver::new(&rng);
     driver.queues[0].add(&[Buffer::Writable(8)]);
     let mut workers = Inline::start(rng.activate(driver.activation()).unwrap()).unwrap();
-    workers.run(10).unwrap();
+    workers.step(1000).unwrap();
     assert_eq!(driver.queues[0].take_used().unwrap().written, 8);
+}
+
+#[test]
+fn a_reset_brings_no_tokens() {
+    let mut rng = Rng::new(Limits { bandwidth: bucket(100, 60_000), ops: None }).unwrap();
+    for expected in [1, 0, 0] {
+        let mut driver = MockDriver::new(&rng);
+        driver.queues[0].add(&[Buffer::Writable(90)]);
+        let mut workers = Inline::start(rng.activate(driver.activation()).unwrap()).unwrap();
+        workers.run(10).unwrap();
+        assert_eq!(std::iter::from_fn(|| driver.queues[0].take_used()).count(), expected);
+        drop(workers);
+        rng.reset();
+    }
 }
 
 #[test]

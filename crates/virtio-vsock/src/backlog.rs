@@ -24,8 +24,14 @@ impl Backlog {
 
     /// Adds what is left of `bytes`.
     pub fn append(&mut self, bytes: &mut Readable) {
+        if bytes.is_empty() {
+            return;
+        }
         let old = self.0.len();
-        self.0.resize(old + bytes.len() as usize, 0);
+        let new = old + bytes.len() as usize;
+        // Left alone, it might take room for almost twice the bytes that it ever holds.
+        self.0.reserve_exact(new.next_power_of_two() - old);
+        self.0.resize(new, 0);
         let (first, second) = self.0.as_mut_slices();
         // The new bytes may begin in either half.
         let in_first = old.min(first.len());

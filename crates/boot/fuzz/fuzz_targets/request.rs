@@ -79,7 +79,7 @@ fuzz_target!(|input: Input<'_>| {
     }
     // The command line arrived: it lies in low RAM, with its terminating zero.
     let mut cmdline = vec![0xff; input.cmdline.len() + 1];
-    assert!(memory.read_slice(&mut cmdline, GuestAddress(0x2_0000)).is_ok());
+    assert!(memory.read_slice(&mut cmdline, GuestAddress(0x1d00)).is_ok());
     assert!(cmdline.strip_suffix(&[0]) == Some(input.cmdline.as_bytes()));
 });
 

@@ -1,7 +1,8 @@
 //! Where the boot structures lie in the guest's first 640 KiB.
 //!
 //! The kernel copies what it needs out of them in its first instructions and then treats the memory as free, so they
-//! may lie anywhere that is RAM in the memory map. Page 0 stays untouched: it is where a stray null pointer leads.
+//! may lie anywhere that is RAM in the memory map. Page 0 stays untouched: it is where a stray null pointer leads. Small
+//! structures share a page, since every page that is written is one that the host has to find.
 
 use vm_memory::GuestAddress;
 
@@ -10,12 +11,14 @@ pub const CMDLINE_MAX: usize = 0x1000;
 
 /// The global descriptor table.
 pub const GDT: GuestAddress = GuestAddress(0x1000);
-/// `struct hvm_start_info`, with the one `struct hvm_modlist_entry` behind it.
-pub const START_INFO: GuestAddress = GuestAddress(0x2000);
+/// `struct hvm_start_info`.
+pub const START_INFO: GuestAddress = GuestAddress(0x1040);
 /// The `struct hvm_modlist_entry` that describes the initial RAM disk.
-pub const MODULE: GuestAddress = GuestAddress(0x2040);
+pub const MODULE: GuestAddress = GuestAddress(0x1080);
 /// The table of `struct hvm_memmap_table_entry`.
-pub const MEMMAP: GuestAddress = GuestAddress(0x3000);
+pub const MEMMAP: GuestAddress = GuestAddress(0x1100);
+/// The command line, the beginning of it in the same page as what stands above.
+pub const CMDLINE: GuestAddress = GuestAddress(0x1d00);
 /// `struct boot_params`, the "zero page".
 pub const ZERO_PAGE: GuestAddress = GuestAddress(0x7000);
 /// The initial stack grows down from here, a page long.
@@ -26,8 +29,6 @@ pub const PML4: GuestAddress = GuestAddress(0xa000);
 pub const PDPT: GuestAddress = GuestAddress(0xb000);
 /// See [`PML4`].
 pub const PAGE_DIRECTORIES: GuestAddress = GuestAddress(0xc000);
-/// The command line.
-pub const CMDLINE: GuestAddress = GuestAddress(0x2_0000);
 
 /// How many RAM ranges the memory map has room for: 128 entries fit the zero page, and below 1 MiB there are two more
 /// than RAM ranges. Kernels entered by PVH add one of their own.

@@ -97,7 +97,7 @@ pub(crate) fn write_structures<M: GuestMemoryBackend + ?Sized>(
     boot: &params::Parameters<'_>,
 ) -> Result<GuestAddress, Error> {
     params::write_cmdline(memory, boot.cmdline)?;
-    tables::write(memory, kernel.protocol)?;
+    tables::write(memory, kernel.protocol, boot.ram)?;
     match kernel.protocol {
         Protocol::Linux64 => params::write_zero_page(memory, kernel.zero_page, boot),
         Protocol::Pvh => params::write_start_info(memory, boot),

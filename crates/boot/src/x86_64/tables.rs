@@ -1,14 +1,15 @@
 //! The tables the processor itself reads: the global descriptor table and the page tables.
 //!
 //! The 64-bit boot protocol (boot.rst) wants the kernel with its init_size, the zero page and the command line mapped
-//! at their own addresses. All of them lie below 4 GiB, and that is what is mapped, in pages of 2 MiB: six pages of
-//! tables, which take a few microseconds to write, against which anything computed to fit would have to be checked.
-//! Larger pages would need a CPUID bit the guest may not have. Everything else, the initial RAM disk above all, a
-//! kernel maps for itself. PVH starts with paging off and gets the descriptor table alone.
+//! at their own addresses. All of them lie in RAM below 4 GiB, and every GiB with some of that is mapped whole, in pages
+//! of 2 MiB: a directory more is a page of guest memory more, which costs the host as much as filling it. Larger pages
+//! would need a CPUID bit the guest may not have. Everything else a kernel maps for itself. PVH starts with paging off
+//! and gets the descriptor table alone.
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
 use super::layout::{GDT, PAGE_DIRECTORIES, PDPT, PML4};
+use super::ram::Ram;
 use super::registers::{Segment, Segments};
 use crate::{Error, Protocol};
 
@@ -26,9 +27,8 @@ pub(super) const GDT_SIZE: usize = GDT_ENTRIES * 8;
 /// The table's last byte.
 pub(super) const GDT_LIMIT: u16 = GDT_SIZE as u16 - 1;
 
-/// How much is mapped: what 32 bits reach.
+/// The most that is mapped: what 32 bits reach.
 pub(super) const MAPPED: u64 = 1 << 32;
-const LARGE_PAGE: u64 = 2 << 20;
 const ENTRIES: usize = 512;
 
 // Intel SDM volume 3, 4.5.5. Accessed and dirty are set from the start, or the processor would write them.
@@ -53,7 +53,7 @@ const fn descriptor(segment: &Segment) -> u64 {
 }
 
 /// Writes what the processor needs to enter a kernel by `protocol`.
-pub(super) fn write<M>(memory: &M, protocol: Protocol) -> Result<(), Error>
+pub(super) fn write<M>(memory: &M, protocol: Protocol, ram: &Ram) -> Result<(), Error>
 where
     M: GuestMemoryBackend + ?Sized,
 {
@@ -61,21 +61,23 @@ where
     let gdt = [0, 0, descriptor(&code), descriptor(&data), descriptor(&task), 0];
     write_table(memory, "the descriptor table", GDT, gdt)?;
     match protocol {
-        Protocol::Linux64 => write_page_tables(memory),
+        Protocol::Linux64 => write_page_tables(memory, ram),
         Protocol::Pvh => Ok(()),
     }
 }
 
-fn write_page_tables<M>(memory: &M) -> Result<(), Error>
+fn write_page_tables<M>(memory: &M, ram: &Ram) -> Result<(), Error>
 where
     M: GuestMemoryBackend + ?Sized,
 {
-    let directories = (0..MAPPED >> 30).map(|n| GuestAddress(PAGE_DIRECTORIES.0.saturating_add(n << 12)));
+    let end = ram.loadable(MAPPED).filter(|span| span.size() > 0).map(|span| span.end).max();
+    let directories = (0..end.unwrap_or(MAPPED).div_ceil(1 << 30))
+        .map(|n| GuestAddress(PAGE_DIRECTORIES.0.saturating_add(n << 12)));
     let what = "the page tables";
     write_table(memory, what, PML4, page([PDPT.0 | PRESENT_WRITABLE_ACCESSED].into_iter()))?;
     let pointers = directories.clone().map(|directory| directory.0 | PRESENT_WRITABLE_ACCESSED);
     write_table(memory, what, PDPT, page(pointers))?;
-    let mut pages = (0..MAPPED / LARGE_PAGE).map(|n| n << 21 | PRESENT_WRITABLE_ACCESSED | LARGE_DIRTY);
+    let mut pages = (0..MAPPED >> 21).map(|n| n << 21 | PRESENT_WRITABLE_ACCESSED | LARGE_DIRTY);
     for directory in directories {
         write_table(memory, what, directory, page(pages.by_ref()))?;
     }

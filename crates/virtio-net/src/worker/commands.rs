@@ -1,6 +1,7 @@
-//! The queue for commands (VIRTIO 1.2, 5.1.6.5). There is one: how many queue pairs the driver wants to use.
+//! The queue for commands (VIRTIO 1.2, 5.1.6.5). There is one command: how many queue pairs the driver wants to use.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
 
 use kindling_virtio_device::{Chain, Queue, WorkerError};
 use virtio_bindings::virtio_net::{
@@ -18,21 +19,34 @@ pub(crate) struct Commands {
     backend: Arc<Backend>,
     /// Queue pairs that the driver set up.
     pairs: u16,
+    /// How many of them it wants to use.
+    wanted: Arc<AtomicU16>,
     metrics: Arc<NetMetrics>,
 }
 
 impl Commands {
-    pub fn new(queue: Queue, backend: Arc<Backend>, pairs: u16, metrics: &Arc<NetMetrics>) -> Self {
-        Self { chain: Chain::new(queue.memory()), queue, backend, pairs, metrics: Arc::clone(metrics) }
+    pub fn new(
+        queue: Queue,
+        backend: &Arc<Backend>,
+        pairs: u16,
+        wanted: &Arc<AtomicU16>,
+        metrics: &Arc<NetMetrics>,
+    ) -> Self {
+        Self {
+            chain: Chain::new(queue.memory()),
+            queue,
+            backend: Arc::clone(backend),
+            pairs,
+            wanted: Arc::clone(wanted),
+            metrics: Arc::clone(metrics),
+        }
     }
 
+    /// Obeys one command. The host's kernel may take milliseconds for each queue that it attaches or detaches, and the
+    /// thread has other things to do, such as to stop.
     pub(super) fn run(&mut self) -> Result<(), WorkerError> {
         self.queue.begin_batch();
-        for _ in 0..self.queue.size() {
-            let popped = self.queue.pop(&mut self.chain).map_err(WorkerError::queue(self.queue.index()))?;
-            if !popped {
-                break;
-            }
+        if self.queue.pop(&mut self.chain).map_err(WorkerError::queue(self.queue.index()))? {
             self.metrics.commands.increment();
             let is_done = self.obey();
             let ack = if is_done { VIRTIO_NET_OK } else { VIRTIO_NET_ERR };
@@ -52,9 +66,10 @@ impl Commands {
         match command.take() {
             Some([MQ_CLASS, PAIRS_SET]) if command.len() == 2 => {
                 let pairs = command.take().map(u16::from_le_bytes);
-                pairs
+                let set = pairs
                     .filter(|pairs| (1..=self.pairs).contains(pairs))
-                    .is_some_and(|pairs| self.backend.set_active(pairs).is_ok())
+                    .filter(|pairs| self.backend.set_active(*pairs).is_ok());
+                set.inspect(|pairs| self.wanted.store(*pairs, Ordering::Relaxed)).is_some()
             }
             _ => false,
         }

@@ -9,13 +9,13 @@ use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
+use kindling_rate_limiter::Share;
 use kindling_virtio_device::{Queue, QueueState, Subscription, Watch, Worker, WorkerError};
 use virtio_bindings::virtio_net::{VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU};
 use vmm_sys_util::epoll::EventSet;
 
 use crate::backend::takes_large_frames;
 use crate::control::{NetSettings, Shared};
-use crate::limiter::Limiter;
 use crate::{HEADER_BYTES, MAX_FRAME_BYTES};
 
 pub(crate) use commands::Commands;
@@ -103,8 +103,8 @@ impl NetWorker {
         commands: Option<Commands>,
     ) -> io::Result<Self> {
         Ok(Self {
-            rx: Receiver::new(receive, negotiated, Limiter::new(&shared.rx)?, &shared.metrics),
-            tx: Transmitter::new(transmit, Limiter::new(&shared.tx)?, &shared.metrics),
+            rx: Receiver::new(receive, negotiated, Share::new(&shared.rx)?, &shared.metrics),
+            tx: Transmitter::new(transmit, Share::new(&shared.tx)?, &shared.metrics),
             commands,
             tap,
             interest: Some(EventSet::empty()),
@@ -163,6 +163,9 @@ impl NetWorker {
 
     fn apply_settings(&mut self, watch: &mut Watch<'_>) -> Result<(), WorkerError> {
         self.link_up = self.settings.latest().link_up;
+        // Who waits asks again: the limits may be others.
+        self.rx.limiter.forget();
+        self.tx.limiter.forget();
         self.receive(watch)?;
         self.transmit(watch)
     }

@@ -10,12 +10,12 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::sync::Arc;
 
+use kindling_rate_limiter::Share;
 use kindling_virtio_device::{Queue, WorkerError};
 use virtio_bindings::virtio_net::VIRTIO_NET_HDR_GSO_ECN;
 
 use super::held::Held;
 use super::{BATCH, Negotiated, Wait};
-use crate::limiter::Limiter;
 use crate::{HEADER_BYTES, MAX_FRAME_BYTES, MIN_FRAME_BYTES, NetMetrics};
 
 /// Offset of `flags` in the header.
@@ -27,7 +27,7 @@ const NUM_BUFFERS: usize = 10;
 
 pub(super) struct Receiver {
     pub queue: Queue,
-    pub limiter: Limiter,
+    pub limiter: Share,
     held: Held,
     negotiated: Negotiated,
     /// Room for a frame, and a byte more to tell which are longer.
@@ -42,7 +42,7 @@ pub(super) struct Receiver {
 }
 
 impl Receiver {
-    pub fn new(queue: Queue, negotiated: Negotiated, limiter: Limiter, metrics: &Arc<NetMetrics>) -> Self {
+    pub fn new(queue: Queue, negotiated: Negotiated, limiter: Share, metrics: &Arc<NetMetrics>) -> Self {
         Self {
             held: Held::new(queue.memory(), queue.size()),
             queue,
@@ -73,6 +73,7 @@ impl Receiver {
 
     /// Gives everything back that the driver has not been shown.
     pub fn drain(&mut self) {
+        self.limiter.forget();
         while let Some(chain) = self.held.pop_back() {
             self.queue.unpop(&chain);
             self.held.spare(chain);
@@ -84,7 +85,7 @@ impl Receiver {
         for _ in 0..BATCH {
             if self.waiting == 0 {
                 if let Some(bytes) = self.owed
-                    && !self.limiter.consume(bytes)?
+                    && !self.limiter.consume(bytes)
                 {
                     self.metrics.rx_throttled.increment();
                     return Ok(Wait::Tokens);

@@ -3,15 +3,15 @@
 use std::fs::File;
 use std::sync::Arc;
 
+use kindling_rate_limiter::Share;
 use kindling_virtio_device::{Chain, Queue, WorkerError};
 
 use super::{BATCH, Wait};
-use crate::limiter::Limiter;
 use crate::{HEADER_BYTES, MAX_FRAME_BYTES, MIN_FRAME_BYTES, NetMetrics};
 
 pub(super) struct Transmitter {
     pub queue: Queue,
-    pub limiter: Limiter,
+    pub limiter: Share,
     chain: Chain,
     metrics: Arc<NetMetrics>,
 }
@@ -27,7 +27,7 @@ enum Sent {
 }
 
 impl Transmitter {
-    pub fn new(queue: Queue, limiter: Limiter, metrics: &Arc<NetMetrics>) -> Self {
+    pub fn new(queue: Queue, limiter: Share, metrics: &Arc<NetMetrics>) -> Self {
         Self { chain: Chain::new(queue.memory()), queue, limiter, metrics: Arc::clone(metrics) }
     }
 
@@ -42,7 +42,7 @@ impl Transmitter {
                 break;
             }
             let len = u64::from(self.chain.readable.len()).saturating_sub(HEADER_BYTES as u64);
-            match self.send(tap, len)? {
+            match self.send(tap, len) {
                 Sent::Yes => {
                     frames = frames.saturating_add(1);
                     bytes = bytes.saturating_add(len);
@@ -66,26 +66,27 @@ impl Transmitter {
         Ok(wait)
     }
 
-    /// Shows the driver what is finished.
+    /// Shows the driver what is finished, and leaves nothing begun.
     pub fn drain(&mut self) {
+        self.limiter.forget();
         self.queue.publish();
     }
 
     /// Sends the chain, whose frame has `len` bytes.
-    fn send(&mut self, tap: Option<&File>, len: u64) -> Result<Sent, WorkerError> {
+    fn send(&mut self, tap: Option<&File>, len: u64) -> Sent {
         if len < MIN_FRAME_BYTES as u64 || len > MAX_FRAME_BYTES as u64 {
             self.metrics.tx_dropped_size.increment();
-            return Ok(Sent::Dropped);
+            return Sent::Dropped;
         }
         let Some(tap) = tap else {
             self.metrics.tx_dropped_link_down.increment();
-            return Ok(Sent::Dropped);
+            return Sent::Dropped;
         };
-        if !self.limiter.consume(len)? {
+        if !self.limiter.consume(len) {
             self.metrics.tx_throttled.increment();
-            return Ok(Sent::NotYet(Wait::Tokens));
+            return Sent::NotYet(Wait::Tokens);
         }
-        let Err(error) = self.chain.readable.write_to(tap) else { return Ok(Sent::Yes) };
+        let Err(error) = self.chain.readable.write_to(tap) else { return Sent::Yes };
         let wait = match error.raw_os_error() {
             Some(libc::EAGAIN) => {
                 self.metrics.tx_waits.increment();
@@ -97,10 +98,10 @@ impl Transmitter {
             // EINVAL for a wrong header, EIO while the tap is not up.
             _ => {
                 self.metrics.tx_refused.increment();
-                return Ok(Sent::Dropped);
+                return Sent::Dropped;
             }
         };
         self.limiter.give_back(len);
-        Ok(Sent::NotYet(wait))
+        Sent::NotYet(wait)
     }
 }

@@ -308,6 +308,20 @@ fn frames_come_by_the_queue_pairs_that_the_driver_chose() {
                 assert_eq!(guest.wait_ip(17, port).0, expected, "{pairs} pairs");
             }
         }
+        // It resets a queue of the second pair, and enables it again.
+        let workers = guest.inline.stop();
+        for state in workers.iter().flat_map(|worker| worker.queues()) {
+            guest.driver.queues[usize::from(state.index)].state = state;
+        }
+        drop(workers);
+        let mut activation = guest.driver.activation();
+        activation.queues.retain(|queue| queue.index() != 2);
+        drop(guest.device.activate(activation).unwrap());
+        guest.inline = Inline::start(guest.device.activate(guest.driver.activation()).unwrap()).unwrap();
+        guest.transmit_by(1, &UDP_SUM, &net::udp(guest.host_mac, 6_000, 5_000, b"question"));
+        let (_, from) = socket.recv_from(&mut buffer).unwrap();
+        socket.send_to(b"answer", from).unwrap();
+        assert_eq!(guest.wait_ip(17, 6_000).0, 1);
         // A new driver begins with one.
         drop(guest.inline.stop());
         guest.device.reset();

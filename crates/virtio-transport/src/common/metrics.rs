@@ -7,6 +7,8 @@ kindling_metrics::counters! {
         refused_accesses,
         /// Times the device asked to be reset, because the driver broke the protocol or the host failed it.
         protocol_errors,
+        /// Times the device's workers did not come back in time, so that it was broken until they had.
+        hangs,
         /// Times the device began to work for a driver, or went on after a reset of one of its queues.
         activations,
         /// Resets that were completed.

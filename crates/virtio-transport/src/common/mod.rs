@@ -55,6 +55,14 @@ pub(crate) struct Control {
     /// What the workers are still to come back for, when they did not in time: the device is broken until then, since
     /// they may still write to the guest's memory.
     overdue: Option<Purpose>,
+    /// What was said of the device. A guest that brings it about again and again does not fill the log.
+    logged: Logged,
+}
+
+#[derive(Default)]
+struct Logged {
+    broken: bool,
+    needs_reset: bool,
 }
 
 impl Control {
@@ -89,6 +97,7 @@ impl Control {
             workers: Workers::new(slots),
             asleep: false,
             overdue: None,
+            logged: Logged::default(),
         })
     }
 
@@ -170,7 +179,10 @@ impl Control {
         let recalled = self.workers.recall(deadline);
         if let Err(error) = recalled {
             if self.overdue.is_none() {
-                log::warn!("a virtio device of type {} is broken: {error}", self.device.device_type());
+                self.shared.metrics.hangs.increment();
+                if !std::mem::replace(&mut self.logged.broken, true) {
+                    log::warn!("a virtio device of type {} is broken: {error}", self.device.device_type());
+                }
             }
             if self.overdue.replace(purpose) != Some(purpose) && purpose == Purpose::Reset {
                 // The driver is forgotten, though the workers may still write where it told them.
@@ -239,8 +251,10 @@ impl Control {
             }
             Err(ActivateError::Missing(_)) if self.is_queue_in_reset() => (),
             Err(error) => {
-                let device_type = self.device.device_type();
-                log::warn!("a virtio device of type {device_type} needs a reset: {}", one_line(&error));
+                if !std::mem::replace(&mut self.logged.needs_reset, true) {
+                    let device_type = self.device.device_type();
+                    log::warn!("a virtio device of type {device_type} needs a reset: {}", one_line(&error));
+                }
                 self.interrupt.needs_reset();
             }
         }
