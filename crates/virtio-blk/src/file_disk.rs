@@ -151,8 +151,15 @@ impl Disk for FileDisk {
             let request = if how == Clear::Discard { BLKDISCARD } else { BLKZEROOUT };
             let range = [offset, len];
             // SAFETY: both requests read an array of two 64-bit numbers, and the pointer is to one.
-            return call(|| unsafe { libc::ioctl(self.as_raw_fd(), request as _, range.as_ptr()) } as isize)
-                .map(drop);
+            let done =
+                call(|| unsafe { libc::ioctl(self.as_raw_fd(), request as _, range.as_ptr()) } as isize);
+            return match done {
+                // The kernel zeroes whole blocks of the device, and the guest's may be smaller.
+                Err(error) if how != Clear::Discard && error.kind() == io::ErrorKind::InvalidInput => {
+                    self.write_zeroes(offset, len)
+                }
+                done => done.map(drop),
+            };
         }
         let modes: &[c_int] = match how {
             Clear::Discard => &[PUNCH_HOLE],

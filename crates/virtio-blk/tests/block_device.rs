@@ -82,6 +82,20 @@ fn a_block_device_is_read_written_and_cleared() {
 }
 
 #[test]
+fn less_than_a_block_of_the_host_is_zeroed_too() {
+    for engine in ENGINES {
+        let Some(disk) = Loop::with(Image::new(4096), &["--sector-size", "4096"]) else { return };
+        let mut guest = guest(&disk.path, false, engine);
+        let before = guest.read(0, 24 * 512);
+        assert_eq!(guest.call(WRITE_ZEROES, 0, &segment(3, 10, 0), 0).0, OK);
+        assert_eq!(
+            guest.read(0, 24 * 512),
+            [&before[..3 * 512], &[0; 10 * 512], &before[13 * 512..]].concat()
+        );
+    }
+}
+
+#[test]
 fn a_block_device_that_grows_is_found_to_be_bigger() {
     let Some(disk) = Loop::new(Image::new(4096)) else { return };
     let mut guest = guest(&disk.path, false, IoEngine::Async);

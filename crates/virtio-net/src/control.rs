@@ -42,7 +42,10 @@ impl Shared {
 
     /// The tap works no longer, and never will again.
     pub fn lose_tap(&self) {
-        self.tap_lost.store(true, Ordering::SeqCst);
+        if !self.tap_lost.swap(true, Ordering::SeqCst) {
+            // Once, however often the guest starts anew.
+            log::warn!("a network device has lost its tap, and its link is down for good");
+        }
         self.show_link();
     }
 

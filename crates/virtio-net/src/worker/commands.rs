@@ -42,8 +42,8 @@ impl Commands {
         }
     }
 
-    /// Obeys one command. The host's kernel may take milliseconds for each queue that it attaches or detaches, and the
-    /// thread has other things to do, such as to stop.
+    /// Obeys one command. The host's kernel may take milliseconds to detach queues, and the thread has other things to do,
+    /// such as to stop.
     pub(super) fn run(&mut self) -> Result<(), WorkerError> {
         self.queue.begin_batch();
         if self.queue.pop(&mut self.chain).map_err(WorkerError::queue(self.queue.index()))? {

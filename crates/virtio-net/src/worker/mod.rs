@@ -150,7 +150,6 @@ impl NetWorker {
         if self.interest.take().is_some() {
             // It would be readable for ever.
             watch.remove(&*self.tap);
-            log::warn!("a network device has lost a queue of its tap, and its link is down for good");
             self.shared.metrics.tap_lost.increment();
             self.shared.lose_tap();
         }
