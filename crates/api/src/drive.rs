@@ -136,11 +136,12 @@ impl DriveConfig {
     }
 }
 
-fn one() -> u16 {
+/// Queues, or pairs of them, that a device has by default.
+pub(crate) fn one() -> u16 {
     1
 }
 
-fn is_one(number: &u16) -> bool {
+pub(crate) fn is_one(number: &u16) -> bool {
     *number == 1
 }
 

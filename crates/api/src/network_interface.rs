@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::drive::{is_one, one};
 use crate::error::FieldError;
 use crate::id::check_id;
 use crate::rate_limiter::RateLimiterConfig;
@@ -141,14 +142,6 @@ impl NetworkInterfaceConfig {
         }
         Ok(())
     }
-}
-
-fn one() -> u16 {
-    1
-}
-
-fn is_one(number: &u16) -> bool {
-    *number == 1
 }
 
 #[cfg(test)]

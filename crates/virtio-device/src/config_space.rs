@@ -33,6 +33,11 @@ impl ConfigSpace {
         }
     }
 
+    /// All bytes.
+    pub fn bytes(&self) -> Vec<u8> {
+        lock(&self.bytes).clone()
+    }
+
     /// Changes the bytes. When they are others afterwards, the generation rises and the driver is told.
     pub fn update(&self, change: impl FnOnce(&mut [u8])) {
         {

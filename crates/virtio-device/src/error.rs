@@ -184,3 +184,9 @@ pub struct RestoreError {
     /// What is wrong with it.
     pub problem: String,
 }
+
+/// An error and its causes, in one line.
+pub fn one_line(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |line, cause| format!("{line}: {cause}"))
+}

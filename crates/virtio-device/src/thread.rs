@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::error::one_line;
 use crate::{Interrupt, StopError, Worker, WorkerError};
 
 /// Stack of a worker's thread: a worker neither recurses nor keeps buffers on it. Pages that are not touched cost nothing.
@@ -239,7 +240,7 @@ impl Runner {
         if let Err(error) = result
             && self.logged.insert(slot)
         {
-            log::warn!("a virtio device needs a reset: {}", chain(&error));
+            log::warn!("a virtio device needs a reset: {}", one_line(&error));
         }
     }
 }
@@ -324,15 +325,4 @@ impl<'a> Watch<'a> {
     fn event(&self, token: u32, events: EventSet) -> EpollEvent {
         EpollEvent::new(events, u64::from(self.slot) << 32 | u64::from(token))
     }
-}
-
-/// An error and its causes, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text = format!("{text}: {cause}");
-        next = cause.source();
-    }
-    text
 }

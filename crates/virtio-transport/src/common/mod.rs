@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use kindling_virtio_device::{
     ActivateError, Activation, Device, GuestMemory, Interrupt, Queue, StopError, Worker, WorkerSlot,
-    Workers as Threads,
+    Workers as Threads, one_line,
 };
 use virtio_bindings::virtio_config::{
     VIRTIO_CONFIG_S_DRIVER, VIRTIO_CONFIG_S_FAILED, VIRTIO_CONFIG_S_NEEDS_RESET,
@@ -84,7 +84,7 @@ impl Control {
         let kicks =
             device.queue_sizes().iter().map(new_kick).collect::<Result<_, _>>().map_err(Error::Kick)?;
         Ok(Self {
-            config_len: state::config_bytes(device.config()).len(),
+            config_len: device.config().bytes().len(),
             queues: queues::registers_at_reset(device.as_ref()),
             device,
             memory,
@@ -291,10 +291,4 @@ impl Control {
 /// For `map_err`: the host refused while `doing` something.
 fn host(doing: &'static str) -> impl FnOnce(std::io::Error) -> ActivateError {
     move |source| ActivateError::Host { doing, source }
-}
-
-/// An error and its causes, in one line.
-fn one_line(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |cause| cause.source());
-    causes.fold(error.to_string(), |line, cause| format!("{line}: {cause}"))
 }

@@ -60,7 +60,7 @@ impl Control {
             selectors: self.selectors,
             queues: self.queues.clone(),
             interrupt_status: self.shared.interrupt_status(),
-            config: config_bytes(self.device.config()),
+            config: self.device.config().bytes(),
             config_generation: self.config_generation(),
             device: self.device.save(),
         })
@@ -71,7 +71,7 @@ impl Control {
             return Err(Error::InUse);
         }
         self.check(state)?;
-        let old_config = config_bytes(self.device.config());
+        let old_config = self.device.config().bytes();
         set_config_bytes(self.device.config(), &state.config);
         if let Err(error) = self.device.restore(&state.device) {
             set_config_bytes(self.device.config(), &old_config);
@@ -103,7 +103,7 @@ impl Control {
     /// Has the driver notice when the configuration is no longer what it was.
     fn restore_generation(&mut self, state: &TransportState) {
         let config = self.device.config();
-        let changed = config_bytes(config) != state.config;
+        let changed = config.bytes() != state.config;
         let generation = state.config_generation.wrapping_add(changed.into());
         self.generation_base = generation.wrapping_sub(config.generation());
         if self.shared.has(VIRTIO_CONFIG_S_DRIVER_OK) {
@@ -184,13 +184,6 @@ fn is_status(status: u32) -> bool {
             climbed == reached
         });
     on_ladder && (runs || status & VIRTIO_CONFIG_S_NEEDS_RESET == 0)
-}
-
-/// All bytes of a configuration space.
-pub(super) fn config_bytes(config: &ConfigSpace) -> Vec<u8> {
-    let mut all = Vec::new();
-    config.update_by_driver(|bytes| all.extend_from_slice(bytes));
-    all
 }
 
 /// Replaces all bytes, of which there are as many as before.
