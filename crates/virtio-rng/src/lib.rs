@@ -4,14 +4,14 @@
 mod worker;
 
 use std::io;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use kindling_metrics::{Metrics, counters};
-use kindling_rate_limiter::{BucketConfig, RateLimiter};
+use kindling_rate_limiter::{BucketConfig, Share, SharedLimiter};
 use kindling_virtio_device::{ActivateError, Activation, ConfigSpace, Device, Settings, Worker, Workers};
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 
-use worker::{Limiter, RngWorker};
+use worker::RngWorker;
 
 /// Most bytes that one request gets. A driver that wants more asks again (VIRTIO 1.2, 5.4.6.1).
 pub const REQUEST_MAX: u32 = 64 << 10;
@@ -53,10 +53,30 @@ counters! {
 /// A virtio entropy device.
 pub struct Rng {
     config: Arc<ConfigSpace>,
-    limits: Arc<Settings<Limits>>,
-    /// Here, so that a guest gets no tokens by a reset.
-    limiter: Arc<Mutex<Limiter>>,
+    control: RngControl,
     metrics: Arc<RngMetrics>,
+}
+
+/// Changes an entropy device from outside, whether or not there is a driver.
+#[derive(Clone)]
+pub struct RngControl {
+    /// Outlives a driver, so that a guest gets no tokens by a reset.
+    limiter: Arc<SharedLimiter>,
+    /// Wakes a worker that waits for limits that are others now.
+    changed: Arc<Settings<()>>,
+}
+
+impl RngControl {
+    /// Replaces the limits. Buckets start full.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Limits`] when a limit is out of its range. Nothing has changed then.
+    pub fn set_limits(&self, limits: Limits) -> Result<(), Error> {
+        self.limiter.update(limits.bandwidth.into(), limits.ops.into())?;
+        self.changed.change(|()| ());
+        Ok(())
+    }
 }
 
 impl Rng {
@@ -66,18 +86,17 @@ impl Rng {
     ///
     /// [`Error::Limits`] when a limit is out of its range.
     pub fn new(limits: Limits) -> Result<Self, Error> {
-        let limiter = Limiter { limits, limiter: RateLimiter::new(limits.bandwidth, limits.ops)? };
+        let limiter = Arc::new(SharedLimiter::new(limits.bandwidth, limits.ops)?);
         Ok(Self {
             config: ConfigSpace::new(&[]),
-            limits: Settings::new(limits),
-            limiter: Arc::new(Mutex::new(limiter)),
+            control: RngControl { limiter, changed: Settings::new(()) },
             metrics: Arc::default(),
         })
     }
 
-    /// Where the limits can be changed, which must be valid ones: [`BucketConfig::check`] tells.
-    pub fn limits(&self) -> Arc<Settings<Limits>> {
-        Arc::clone(&self.limits)
+    /// What changes the device while it exists.
+    pub fn control(&self) -> RngControl {
+        self.control.clone()
     }
 }
 
@@ -108,11 +127,10 @@ impl Device for Rng {
 
     fn activate(&mut self, mut activation: Activation) -> Result<Vec<Box<dyn Worker>>, ActivateError> {
         let queue = activation.take_queue(0)?;
-        let subscription = self.limits.subscribe().map_err(|source: io::Error| ActivateError::Host {
-            doing: "watch the entropy device's settings",
-            source,
-        })?;
-        let (limiter, metrics) = (Arc::clone(&self.limiter), Arc::clone(&self.metrics));
-        Ok(vec![Box::new(RngWorker::new(queue, subscription, limiter, metrics))])
+        let host = |doing| move |source: io::Error| ActivateError::Host { doing, source };
+        let RngControl { limiter, changed } = &self.control;
+        let limiter = Share::new(limiter).map_err(host("make the entropy device's timer"))?;
+        let changed = changed.subscribe().map_err(host("watch the entropy device's settings"))?;
+        Ok(vec![Box::new(RngWorker::new(queue, limiter, changed, Arc::clone(&self.metrics)))])
     }
 }

@@ -1,33 +1,28 @@
 //! The data path: fills what the guest offers.
 
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
-use kindling_rate_limiter::RateLimiter;
+use kindling_rate_limiter::Share;
 use kindling_virtio_device::{Chain, Queue, QueueState, Subscription, Watch, Worker, WorkerError};
 use vmm_sys_util::epoll::EventSet;
 
-use crate::{Limits, REQUEST_MAX, RngMetrics};
+use crate::{REQUEST_MAX, RngMetrics};
 
 /// Random bytes that are asked for at once.
 const CHUNK: usize = 4096;
 
 const QUEUE: u32 = 0;
 const LIMITER: u32 = 1;
-const SETTINGS: u32 = 2;
-
-/// The limiter of an entropy device, and what it was made of. No two workers have it at a time.
-pub(crate) struct Limiter {
-    pub limits: Limits,
-    pub limiter: RateLimiter,
-}
+const CHANGED: u32 = 2;
 
 /// The worker of an entropy device.
 pub(crate) struct RngWorker {
     queue: Queue,
     chain: Chain,
-    limiter: Arc<Mutex<Limiter>>,
-    settings: Subscription<Limits>,
+    limiter: Share,
+    /// The limits are others.
+    changed: Subscription<()>,
     chunk: Box<[u8; CHUNK]>,
     metrics: Arc<RngMetrics>,
 }
@@ -35,18 +30,12 @@ pub(crate) struct RngWorker {
 impl RngWorker {
     pub(crate) fn new(
         queue: Queue,
-        settings: Subscription<Limits>,
-        limiter: Arc<Mutex<Limiter>>,
+        limiter: Share,
+        changed: Subscription<()>,
         metrics: Arc<RngMetrics>,
     ) -> Self {
-        Self {
-            chain: Chain::new(queue.memory()),
-            queue,
-            limiter,
-            settings,
-            chunk: Box::new([0; CHUNK]),
-            metrics,
-        }
+        let chain = Chain::new(queue.memory());
+        Self { queue, chain, limiter, changed, chunk: Box::new([0; CHUNK]), metrics }
     }
 
     /// Answers what is available, as far as the limiter allows.
@@ -58,7 +47,7 @@ impl RngWorker {
                 break;
             }
             self.chain.writable.truncate(REQUEST_MAX);
-            if !self.limiter().limiter.consume(self.chain.writable.len().into()) {
+            if !self.limiter.consume(self.chain.writable.len().into()) {
                 // The timer brings it back; a kick would bring nothing but the same answer.
                 self.metrics.throttled.increment();
                 self.queue.unpop(&self.chain);
@@ -90,52 +79,30 @@ impl RngWorker {
         }
         written
     }
-
-    /// Takes over the limits that are wanted now.
-    fn reconfigure(&mut self, watch: &mut Watch<'_>) -> Result<(), WorkerError> {
-        let wanted = self.settings.latest();
-        let mut shared = self.limiter();
-        let Limiter { limits, limiter } = &mut *shared;
-        if wanted == *limits {
-            return Ok(());
-        }
-        let had_timer = limiter.timer().is_some();
-        // The limits are valid, so the host is out of descriptors. Rather no random bytes than unlimited ones.
-        limiter
-            .update(wanted.bandwidth.into(), wanted.ops.into())
-            .map_err(|error| WorkerError::host("limit an entropy device")(io::Error::other(error)))?;
-        *limits = wanted;
-        match limiter.timer() {
-            Some(timer) if !had_timer => watch.add(&timer, LIMITER, EventSet::IN),
-            _ => Ok(()),
-        }
-    }
-
-    /// A lock that outlives a panic: any limiter is valid.
-    fn limiter(&self) -> MutexGuard<'_, Limiter> {
-        self.limiter.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 impl Worker for RngWorker {
     fn start(&mut self, watch: &mut Watch<'_>) -> Result<(), WorkerError> {
         watch.add(self.queue.kick(), QUEUE, EventSet::IN)?;
-        watch.add(&self.settings, SETTINGS, EventSet::IN)?;
-        let timer = self.limiter().limiter.timer();
-        if let Some(timer) = timer {
-            watch.add(&timer, LIMITER, EventSet::IN)?;
-        }
-        self.reconfigure(watch)?;
+        watch.add(&self.changed, CHANGED, EventSet::IN)?;
+        watch.add(self.limiter.timer(), LIMITER, EventSet::IN)?;
         self.serve()
     }
 
-    fn event(&mut self, token: u32, _: EventSet, watch: &mut Watch<'_>) -> Result<(), WorkerError> {
+    fn event(&mut self, token: u32, _: EventSet, _: &mut Watch<'_>) -> Result<(), WorkerError> {
         match token {
-            LIMITER => self.limiter().limiter.on_timer(),
-            SETTINGS => self.reconfigure(watch)?,
+            LIMITER => self.limiter.on_timer(),
+            CHANGED => {
+                self.changed.latest();
+                self.limiter.forget();
+            }
             _ => {}
         }
         self.serve()
+    }
+
+    fn drain(&mut self) {
+        self.limiter.forget();
     }
 
     fn queues(&self) -> Vec<QueueState> {

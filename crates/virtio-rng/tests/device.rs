@@ -77,7 +77,7 @@ fn a_batch_costs_one_interrupt() {
 fn the_limit_holds_and_can_be_lifted() {
     // A thousand bytes a second, a hundred at a time.
     let mut rng = Rng::new(Limits { bandwidth: bucket(100, 100), ops: None }).unwrap();
-    let limits = rng.limits();
+    let control = rng.control();
     let mut driver = MockDriver::new(&rng);
     for _ in 0..20 {
         driver.queues[0].add(&[Buffer::Writable(20)]);
@@ -95,9 +95,9 @@ fn the_limit_holds_and_can_be_lifted() {
     assert!(count(&rng, "throttled") > 0);
 
     // A second for the next byte, which never comes because there is no limit any more.
-    limits.change(|limits| *limits = Limits { bandwidth: bucket(1, 10_000), ops: bucket(1, 10_000) });
+    control.set_limits(Limits { bandwidth: bucket(1, 10_000), ops: bucket(1, 10_000) }).unwrap();
     workers.run(10).unwrap();
-    limits.change(|limits| *limits = Limits::default());
+    control.set_limits(Limits::default()).unwrap();
     workers.run(10).unwrap();
     assert_eq!(
         driver.queues[0].outstanding() - std::iter::from_fn(|| driver.queues[0].take_used()).count(),

@@ -23,7 +23,7 @@ enum Step {
 
 fuzz_target!(|steps: Vec<Step>| {
     let Ok(mut rng) = Rng::new(Limits::default()) else { return };
-    let limits = rng.limits();
+    let control = rng.control();
     let mut driver = MockDriver::new(&rng);
     let Ok(workers) = rng.activate(driver.activation()) else { unreachable!("all queues are there") };
     let Ok(mut workers) = Inline::start(workers) else { unreachable!("nothing is wrong yet") };
@@ -72,18 +72,19 @@ fuzz_target!(|steps: Vec<Step>| {
                 Ok(awake) => workers = awake,
                 Err(error) => unreachable!("{error}"),
             },
-            Step::Limit { size } => limits.change(|limits| {
+            Step::Limit { size } => {
                 let bucket = BucketConfig {
                     size: u64::from(size) + 1,
                     refill_time: Duration::from_micros(1),
                     one_time_burst: 0,
                 };
-                *limits = Limits { bandwidth: Some(bucket), ops: Some(bucket) };
-            }),
-            Step::Unlimit => limits.change(|limits| *limits = Limits::default()),
+                let limits = Limits { bandwidth: Some(bucket), ops: Some(bucket) };
+                assert!(control.set_limits(limits).is_ok());
+            }
+            Step::Unlimit => assert!(control.set_limits(Limits::default()).is_ok()),
         }
     }
-    limits.change(|limits| *limits = Limits::default());
+    assert!(control.set_limits(Limits::default()).is_ok());
     assert!(workers.run(1000).is_ok());
     take(&mut driver);
     assert_eq!(driver.queues[0].outstanding(), 0, "a request was lost");
