@@ -2,15 +2,26 @@
 
 use std::io::{Read, Write};
 use std::net::Shutdown;
-use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use kindling_integration_tests::harness::{Guest, HangingDisk, Tap, files, image};
 
+use super::vsock::connect;
 use super::{BOOT_LIMIT, output, power_off, ready, with_root};
 
 const ALL: [&str; 6] =
     ["virtio_mmio", "virtio_blk", "virtio_net", "vmw_vsock_virtio_transport", "virtio_balloon", "virtio_rng"];
+
+/// Has what echoes at port 5000 in the guest do so.
+fn echo_over_vsock(path: &Path) {
+    let mut stream = connect(path, 5000);
+    stream.write_all(b"hello").unwrap();
+    stream.shutdown(Shutdown::Write).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert_eq!(answer, "hello");
+}
 
 #[test]
 fn a_hanging_disk_leaves_network_sockets_console_and_shutdown_alone() {
@@ -42,13 +53,7 @@ fn a_hanging_disk_leaves_network_sockets_console_and_shutdown_alone() {
         output(&mut guest, &format!("{read} skip=1 >/dev/null 2>&1 &"));
         output(&mut guest, "sleep 1; pidof dd");
         output(&mut guest, "ping -c 3 -W 10 10.0.0.1");
-        let mut stream = UnixStream::connect(&vsock).unwrap();
-        stream.set_read_timeout(Some(BOOT_LIMIT)).unwrap();
-        stream.write_all(b"CONNECT 5000\nhello").unwrap();
-        stream.shutdown(Shutdown::Write).unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        assert!(answer.starts_with("OK ") && answer.ends_with("\nhello"), "{answer:?}");
+        echo_over_vsock(&vsock);
         assert_eq!(output(&mut guest, "dd if=/dev/hwrng bs=16 count=1 2>/dev/null | wc -c"), "16");
         // The other disk.
         output(&mut guest, "dd if=/dev/vda of=/dev/null bs=1M count=4 iflag=direct 2>/dev/null");
@@ -69,7 +74,7 @@ fn all_devices_work_for_a_second_kernel() {
     let tap = Tap::new("10.0.0.1/24", &[]).unwrap();
     let vsock = folder.path().join("v.sock");
     let image = image().unwrap();
-    let bytes = |path: &std::path::Path| std::fs::metadata(path).unwrap().len();
+    let bytes = |path: &Path| std::fs::metadata(path).unwrap().len();
     let (kernel, initrd) = (image.vmlinuz(), image.initramfs());
     let mut guest = ready(
         with_root()
@@ -95,14 +100,7 @@ fn all_devices_work_for_a_second_kernel() {
             "ip link set eth0 up && ip address add 10.0.0.2/24 dev eth0 && ping -c 2 -W 10 10.0.0.1",
         );
         output(guest, "socat VSOCK-LISTEN:5000 PIPE >/dev/null 2>&1 &");
-        output(guest, "sleep 1");
-        let mut stream = UnixStream::connect(&vsock).unwrap();
-        stream.set_read_timeout(Some(BOOT_LIMIT)).unwrap();
-        stream.write_all(b"CONNECT 5000\nhello").unwrap();
-        stream.shutdown(Shutdown::Write).unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        assert!(answer.ends_with("\nhello"), "{answer:?}");
+        echo_over_vsock(&vsock);
         assert_eq!(output(guest, "dd if=/dev/hwrng bs=16 count=1 2>/dev/null | wc -c"), "16");
         output(guest, "dd if=/dev/vdb of=/dev/null bs=1M iflag=direct 2>/dev/null");
         output(guest, "dd if=/dev/vdc of=/dev/null bs=1M iflag=direct 2>/dev/null");

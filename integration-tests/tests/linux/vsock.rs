@@ -6,7 +6,7 @@ use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kindling_integration_tests::harness::{Guest, files, on_host};
 use sha2::{Digest, Sha256};
@@ -41,20 +41,26 @@ fn start() -> Machine {
     Machine { guest, _folder: folder, path }
 }
 
-/// Connects to a port of the guest.
-fn connect(path: &Path, port: u32) -> UnixStream {
-    let mut stream = UnixStream::connect(path).unwrap();
-    stream.set_read_timeout(Some(LIMIT)).unwrap();
-    stream.set_write_timeout(Some(LIMIT)).unwrap();
-    writeln!(stream, "CONNECT {port}").unwrap();
-    let mut answer = Vec::new();
-    while answer.last() != Some(&b'\n') {
+/// Connects to a port of the guest, as soon as a program listens there.
+pub fn connect(path: &Path, port: u32) -> UnixStream {
+    let end = Instant::now() + LIMIT;
+    loop {
+        let mut stream = UnixStream::connect(path).unwrap();
+        stream.set_read_timeout(Some(LIMIT)).unwrap();
+        stream.set_write_timeout(Some(LIMIT)).unwrap();
+        writeln!(stream, "CONNECT {port}").unwrap();
+        let mut answer = Vec::new();
         let mut byte = [0];
-        stream.read_exact(&mut byte).unwrap();
-        answer.push(byte[0]);
+        while answer.last() != Some(&b'\n') && stream.read(&mut byte).unwrap() == 1 {
+            answer.push(byte[0]);
+        }
+        if answer.starts_with(b"OK ") && answer.ends_with(b"\n") {
+            return stream;
+        }
+        // Nobody listens yet.
+        assert!(answer.is_empty() && Instant::now() < end, "{}", String::from_utf8_lossy(&answer));
+        std::thread::sleep(Duration::from_millis(100));
     }
-    assert!(answer.starts_with(b"OK "), "{}", String::from_utf8_lossy(&answer));
-    stream
 }
 
 /// Bytes that tell one stream from another, and each place in it from others.
