@@ -142,18 +142,10 @@ fn buckets(limiter: Option<&RateLimiterConfig>) -> (Option<BucketConfig>, Option
 
 #[cfg(test)]
 mod tests {
-    use kindling_api::BootSource;
-
     use super::*;
 
     fn config(drives: Vec<DriveConfig>) -> VmConfig {
-        let boot_source = BootSource {
-            kernel_image_path: "/k".into(),
-            initrd_path: None,
-            boot_args: None,
-            boot_protocol: Default::default(),
-        };
-        VmConfig { drives, ..VmConfig::new(boot_source) }
+        VmConfig { drives, ..VmConfig::default() }
     }
 
     #[test]

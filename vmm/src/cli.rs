@@ -99,7 +99,7 @@ fn serial(text: &str) -> Result<SerialConfig, String> {
         Some(("socket", path)) if !path.is_empty() => (SerialMode::Socket, Some(path.into())),
         _ => return Err("must be stdio, pty, file=PATH or socket=PATH".to_owned()),
     };
-    Ok(SerialConfig { mode: Some(mode), serial_out_path: path })
+    Ok(SerialConfig { mode: Some(mode), serial_out_path: path, rate_limiter: None })
 }
 
 /// Reads what `--huge-pages` takes: the names of the config file, in any case.

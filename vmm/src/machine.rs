@@ -11,7 +11,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use kindling_acpi::{self as acpi, Aml, Com1, Keyboard};
-use kindling_api::{BootProtocol, HugePages, MachineConfig, VmConfig};
+use kindling_api::{BootProtocol, BootSource, HugePages, MachineConfig, VmConfig};
 use kindling_boot::{self as boot, PreferredProtocol};
 use kindling_cpu::{CpuidOptions, CpuidTemplate, Topology, boot_msrs};
 use kindling_device_bus::Bus;
@@ -76,8 +76,9 @@ pub struct Keep {
 impl Machine {
     /// Builds the machine of `config`, which must be valid.
     pub fn build(config: &VmConfig) -> Result<Self, Error> {
-        let kernel = open_image("boot-source.kernel_image_path", &config.boot_source.kernel_image_path)?;
-        let initrd = match &config.boot_source.initrd_path {
+        let boot_source = config.boot_source()?;
+        let kernel = open_image("boot-source.kernel_image_path", &boot_source.kernel_image_path)?;
+        let initrd = match &boot_source.initrd_path {
             Some(path) => Some(open_image("boot-source.initrd_path", path)?),
             None => None,
         };
@@ -113,9 +114,9 @@ impl Machine {
             boot::Request {
                 kernel: &kernel,
                 initrd: initrd.as_ref(),
-                cmdline: &cmdline(config),
+                cmdline: &cmdline(boot_source, config),
                 rsdp: Some(rsdp),
-                protocol: preferred_protocol(config.boot_source.boot_protocol),
+                protocol: preferred_protocol(boot_source.boot_protocol),
             },
         )
         .map_err(|error| boot_error(&error))?;
@@ -130,8 +131,8 @@ impl Machine {
 }
 
 /// The kernel's command line: what was asked for, and where the root file system is, unless that is said already.
-fn cmdline(config: &VmConfig) -> Cow<'_, str> {
-    let cmdline = config.boot_source.boot_args.as_deref().unwrap_or(DEFAULT_CMDLINE);
+fn cmdline<'c>(boot_source: &'c BootSource, config: &VmConfig) -> Cow<'c, str> {
+    let cmdline = boot_source.boot_args.as_deref().unwrap_or(DEFAULT_CMDLINE);
     // What is behind is for the first process, not for the kernel.
     let init = if cmdline.starts_with("-- ") { Some(0) } else { cmdline.find(" -- ") };
     let (kernel, init) = cmdline.split_at(init.unwrap_or(cmdline.len()));
@@ -348,7 +349,7 @@ fn boot_error(error: &boot::Error) -> Error {
 
 #[cfg(test)]
 mod tests {
-    use kindling_api::{BootSource, DriveConfig};
+    use kindling_api::DriveConfig;
 
     use super::*;
 
@@ -361,14 +362,15 @@ mod tests {
             ("-- a", " root=/dev/vda rw -- a"),
             ("root=/dev/vdb -- a", "root=/dev/vdb -- a"),
         ] {
-            let boot_source = BootSource {
+            let source = BootSource {
                 kernel_image_path: "/k".into(),
                 initrd_path: None,
                 boot_args: Some(given.to_owned()),
                 boot_protocol: BootProtocol::Auto,
             };
             let root = DriveConfig { is_root_device: true, ..DriveConfig::new("r", "/r") };
-            assert_eq!(cmdline(&VmConfig { drives: vec![root], ..VmConfig::new(boot_source) }), expected);
+            let config = VmConfig { drives: vec![root], ..VmConfig::default() };
+            assert_eq!(cmdline(&source, &config), expected);
         }
     }
 

@@ -4,6 +4,8 @@
 //! belongs to. So the text is first read into a [`Value`] that refuses equal keys (errors there carry line and column),
 //! and the value is then handed to the type's own `Deserialize` by a deserializer that remembers the path (errors there
 //! carry the field). Nesting is bounded by serde_json's recursion limit in the first step.
+//!
+//! A member that is null counts as absent: many clients write all members that they know.
 
 use std::cell::RefCell;
 use std::fmt;
@@ -107,7 +109,7 @@ impl<'de> Deserializer<'de> for Tracked<'_> {
     }
 
     fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
-        if self.value.is_null() { visitor.visit_none() } else { visitor.visit_some(self) }
+        visitor.visit_some(self)
     }
 
     fn deserialize_struct<V: Visitor<'de>>(
@@ -160,7 +162,7 @@ impl<'de> MapAccess<'de> for Entries<'_> {
     type Error = Error;
 
     fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, Error> {
-        self.next = self.rest.next();
+        self.next = self.rest.find(|(_, value)| !value.is_null());
         match &self.next {
             Some((key, _)) => seed.deserialize(key.as_str().into_deserializer()).map(Some),
             None => Ok(None),

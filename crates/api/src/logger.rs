@@ -39,6 +39,18 @@ impl LoggerConfig {
     pub fn validate(&self) -> Result<(), FieldError> {
         self.log_path.as_deref().map_or(Ok(()), |path| check_path("log_path", path))
     }
+
+    /// These settings, and those of `before` where there are none here.
+    #[must_use]
+    pub fn over(self, before: LoggerConfig) -> LoggerConfig {
+        LoggerConfig {
+            log_path: self.log_path.or(before.log_path),
+            level: self.level.or(before.level),
+            show_level: self.show_level.or(before.show_level),
+            show_log_origin: self.show_log_origin.or(before.show_log_origin),
+            module: self.module.or(before.module),
+        }
+    }
 }
 
 /// Importance of a log line. Read without regard to case, and `Warn` stands for `Warning`.

@@ -32,7 +32,44 @@ pub struct TokenBucketConfig {
 /// The longest time to refill a bucket in milliseconds: a year, so that it fits in 64 bits of nanoseconds.
 const REFILL_TIME_MAX: u64 = 365 * 24 * 60 * 60 * 1000;
 
+impl TokenBucketConfig {
+    /// Checks every field.
+    ///
+    /// # Errors
+    ///
+    /// The first field that is out of its range.
+    pub fn validate(&self) -> Result<(), FieldError> {
+        if self.refill_time > REFILL_TIME_MAX {
+            let cause = format!("must be at most {REFILL_TIME_MAX}, got {}", self.refill_time);
+            return Err(FieldError::new("refill_time", cause));
+        }
+        Ok(())
+    }
+
+    /// Whether it limits anything.
+    #[must_use]
+    pub fn limits(&self) -> bool {
+        self.size != 0 && self.refill_time != 0
+    }
+}
+
 impl RateLimiterConfig {
+    /// These buckets, and those of `before` where there are none here. Of the former, those that limit nothing go away;
+    /// `None` when no bucket is left.
+    #[must_use]
+    pub fn over(self, before: Option<RateLimiterConfig>) -> Option<RateLimiterConfig> {
+        let before = before.unwrap_or_default();
+        let pick = |new: Option<TokenBucketConfig>, before| match new {
+            Some(bucket) => Some(bucket).filter(TokenBucketConfig::limits),
+            None => before,
+        };
+        let limiter = RateLimiterConfig {
+            bandwidth: pick(self.bandwidth, before.bandwidth),
+            ops: pick(self.ops, before.ops),
+        };
+        Some(limiter).filter(|limiter| *limiter != RateLimiterConfig::default())
+    }
+
     /// Checks both buckets.
     ///
     /// # Errors
@@ -40,11 +77,8 @@ impl RateLimiterConfig {
     /// The first field that is out of its range.
     pub fn validate(&self) -> Result<(), FieldError> {
         for (name, bucket) in [("bandwidth", self.bandwidth), ("ops", self.ops)] {
-            if let Some(TokenBucketConfig { refill_time, .. }) = bucket
-                && refill_time > REFILL_TIME_MAX
-            {
-                let cause = format!("must be at most {REFILL_TIME_MAX}, got {refill_time}");
-                return Err(FieldError::new("refill_time", cause).within(name));
+            if let Some(bucket) = bucket {
+                bucket.validate().map_err(|error| error.within(name))?;
             }
         }
         Ok(())

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::boot_source::check_path;
 use crate::error::FieldError;
+use crate::rate_limiter::TokenBucketConfig;
 
 /// Where the guest's first serial port leads. By default to the monitor's own terminal.
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
@@ -18,6 +19,9 @@ pub struct SerialConfig {
     /// such field.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mode: Option<SerialMode>,
+    /// Limits the bytes of output; what is beyond is lost.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate_limiter: Option<TokenBucketConfig>,
 }
 
 /// What a serial port is connected to.
@@ -51,6 +55,9 @@ impl SerialConfig {
     /// The first field that is out of its range.
     pub fn validate(&self) -> Result<(), FieldError> {
         const PATH: &str = "serial_out_path";
+        if let Some(bucket) = &self.rate_limiter {
+            bucket.validate().map_err(|error| error.within("rate_limiter"))?;
+        }
         let mode = self.mode();
         match (mode, &self.serial_out_path) {
             (SerialMode::File | SerialMode::Socket, Some(path)) => check_path(PATH, path),
@@ -70,7 +77,7 @@ mod tests {
     use super::*;
 
     fn config(mode: Option<SerialMode>, path: Option<&str>) -> SerialConfig {
-        SerialConfig { serial_out_path: path.map(PathBuf::from), mode }
+        SerialConfig { serial_out_path: path.map(PathBuf::from), mode, rate_limiter: None }
     }
 
     #[test]

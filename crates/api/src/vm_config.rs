@@ -4,37 +4,39 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::path::Path;
 
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::action::Section;
 use crate::error::{ConfigError, FieldError};
 use crate::id::check_unique;
 use crate::{
-    BalloonConfig, BootSource, DriveConfig, EntropyConfig, LoggerConfig, MachineConfig,
-    NetworkInterfaceConfig, SerialConfig, VsockConfig, json,
+    BalloonConfig, BootSource, DriveConfig, EntropyConfig, LoggerConfig, MachineConfig, MetricsConfig,
+    MmdsConfig, NetworkInterfaceConfig, SerialConfig, VsockConfig, json,
 };
 
 /// Largest config file in bytes.
 pub const CONFIG_MAX_LEN: usize = 256 << 10;
 
 /// Sections that Firecracker's config file knows and this monitor does not serve yet. Tools write all of them, so one
-/// that is null or an empty list asks for nothing and is accepted.
-const SECTIONS_TO_COME: &[&str] = &["cpu-config", "memory-hotplug", "metrics", "mmds-config", "pmem"];
+/// that is an empty list asks for nothing and is accepted, like one that is null.
+const SECTIONS_TO_COME: &[&str] = &["cpu-config", "memory-hotplug", "pmem"];
 
 /// The whole machine as asked for: the config file, and the reply to `GET /vm/config`.
-#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct VmConfig {
-    /// What the guest boots.
-    pub boot_source: BootSource,
+    /// What the guest boots. Needed to start it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot_source: Option<BootSource>,
     /// Processors and memory.
-    #[serde(default, deserialize_with = "null_is_default")]
+    #[serde(default)]
     pub machine_config: MachineConfig,
     /// Block devices, in the order in which the guest sees them, but for the root device, which comes first.
-    #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "Vec::is_empty")]
+    #[serde(default)]
     pub drives: Vec<DriveConfig>,
     /// Network devices, in the order in which the guest sees them.
-    #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "Vec::is_empty")]
+    #[serde(default)]
     pub network_interfaces: Vec<NetworkInterfaceConfig>,
     /// Sockets between guest and host.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -51,23 +53,95 @@ pub struct VmConfig {
     /// The monitor's log.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub logger: Option<LoggerConfig>,
+    /// The monitor's metrics.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metrics: Option<MetricsConfig>,
+    /// The metadata service.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mmds_config: Option<MmdsConfig>,
 }
 
 impl VmConfig {
     /// A machine that boots `boot_source`, the rest as by default: no devices but the console.
     #[must_use]
     pub fn new(boot_source: BootSource) -> Self {
-        Self {
-            boot_source,
-            machine_config: MachineConfig::default(),
-            drives: Vec::new(),
-            network_interfaces: Vec::new(),
-            vsock: None,
-            entropy: None,
-            balloon: None,
-            serial: None,
-            logger: None,
+        Self { boot_source: Some(boot_source), ..Self::default() }
+    }
+
+    /// What the guest boots.
+    ///
+    /// # Errors
+    ///
+    /// When it was not said.
+    pub fn boot_source(&self) -> Result<&BootSource, FieldError> {
+        self.boot_source.as_ref().ok_or_else(|| FieldError::new("boot-source", "is required"))
+    }
+
+    /// This configuration with `section` in its place. A device takes that of the one with its id, or comes last.
+    ///
+    /// # Errors
+    ///
+    /// The first field that is out of its range, of the section or of those that have to fit to it.
+    pub fn with(&self, section: Section) -> Result<Self, FieldError> {
+        let mut config = self.clone();
+        match section {
+            Section::BootSource(section) => {
+                section.validate()?;
+                config.boot_source = Some(section);
+            }
+            Section::MachineConfig(section) => {
+                section.validate()?;
+                config.machine_config = section;
+            }
+            Section::MachineConfigPatch(patch) => {
+                config.machine_config = patch.apply(&self.machine_config)?
+            }
+            Section::Drive(drive) => {
+                drive.validate()?;
+                put(&mut config.drives, drive, |drive| &drive.drive_id);
+            }
+            Section::NetworkInterface(interface) => {
+                interface.validate()?;
+                put(&mut config.network_interfaces, interface, |interface| &interface.iface_id);
+            }
+            Section::Vsock(section) => {
+                section.validate()?;
+                config.vsock = Some(section);
+            }
+            Section::Entropy(section) => {
+                section.validate()?;
+                config.entropy = Some(section);
+            }
+            Section::Balloon(section) => {
+                section.validate(self.machine_config.mem_size_mib)?;
+                config.balloon = Some(section);
+            }
+            Section::Serial(section) => {
+                section.validate()?;
+                config.serial = Some(section);
+            }
+            Section::Logger(section) => {
+                section.validate()?;
+                config.logger = Some(section.over(self.logger.clone().unwrap_or_default()));
+            }
+            Section::Metrics(section) => {
+                section.validate()?;
+                if self.metrics.is_some() {
+                    return Err(FieldError::new("metrics_path", "is set already, and can be set once"));
+                }
+                config.metrics = Some(section);
+            }
+            Section::MmdsConfig(section) => {
+                section.validate(&self.interface_ids())?;
+                config.mmds_config = Some(section);
+            }
         }
+        config.validate()?;
+        Ok(config)
+    }
+
+    fn interface_ids(&self) -> impl Iterator<Item = &str> + Clone {
+        self.network_interfaces.iter().map(|interface| interface.iface_id.as_str())
     }
 
     /// Reads and checks a configuration.
@@ -83,6 +157,7 @@ impl VmConfig {
         let mut value = json::parse(text)?;
         drop_empty_sections_to_come(&mut value)?;
         let config: VmConfig = json::from_value(value)?;
+        config.boot_source()?;
         config.validate()?;
         Ok(config)
     }
@@ -117,18 +192,16 @@ impl VmConfig {
     ///
     /// The first field that is out of its range, as a path that begins with the section's name in the config file.
     pub fn validate(&self) -> Result<(), FieldError> {
-        self.boot_source.validate().map_err(|error| error.within("boot-source"))?;
+        if let Some(boot_source) = &self.boot_source {
+            boot_source.validate().map_err(|error| error.within("boot-source"))?;
+        }
         self.machine_config.validate().map_err(|error| error.within("machine-config"))?;
         self.validate_drives()?;
         for (index, interface) in self.network_interfaces.iter().enumerate() {
             let place = |error: FieldError| error.within(&format!("network-interfaces[{index}]"));
             interface.validate().map_err(place)?;
         }
-        check_unique(
-            "network-interfaces",
-            "iface_id",
-            self.network_interfaces.iter().map(|interface| interface.iface_id.as_str()),
-        )?;
+        check_unique("network-interfaces", "iface_id", self.interface_ids())?;
         if let Some(vsock) = &self.vsock {
             vsock.validate().map_err(|error| error.within("vsock"))?;
         }
@@ -144,6 +217,12 @@ impl VmConfig {
         }
         if let Some(logger) = &self.logger {
             logger.validate().map_err(|error| error.within("logger"))?;
+        }
+        if let Some(metrics) = &self.metrics {
+            metrics.validate().map_err(|error| error.within("metrics"))?;
+        }
+        if let Some(mmds) = &self.mmds_config {
+            mmds.validate(&self.interface_ids()).map_err(|error| error.within("mmds-config"))?;
         }
         Ok(())
     }
@@ -176,10 +255,10 @@ fn drop_empty_sections_to_come(config: &mut Value) -> Result<(), FieldError> {
     Ok(())
 }
 
-fn null_is_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
-where
-    D: Deserializer<'de>,
-    T: Default + Deserialize<'de>,
-{
-    Option::deserialize(deserializer).map(Option::unwrap_or_default)
+/// Puts `device` in the place of the one with its id, or at the end.
+fn put<T>(devices: &mut Vec<T>, device: T, id: impl Fn(&T) -> &String) {
+    match devices.iter_mut().find(|present| id(present) == id(&device)) {
+        Some(present) => *present = device,
+        None => devices.push(device),
+    }
 }
