@@ -1,48 +1,177 @@
 //! From the configuration of devices to devices: the one place that knows each kind by its name.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use kindling_api::{
     BalloonConfig, CacheType, DriveConfig, EntropyConfig, IoEngine, NetworkInterfaceConfig,
-    RateLimiterConfig, TokenBucketConfig, VmConfig, VsockConfig,
+    RateLimiterConfig, Section, TokenBucketConfig, VmConfig, VsockConfig,
 };
-use kindling_rate_limiter::BucketConfig;
+use kindling_rate_limiter::{BucketConfig, Update};
 use kindling_virtio_balloon::{self as balloon, Balloon};
-use kindling_virtio_blk::{self as blk, Blk, BlkConfig, FileDisk};
+use kindling_virtio_blk::{self as blk, Blk, BlkConfig, BlkControl, FileDisk};
 use kindling_virtio_device::Device;
-use kindling_virtio_net::{Backend, Net};
+use kindling_virtio_net::{Backend, Net, NetControl};
 use kindling_virtio_rng::{Limits, Rng};
 use kindling_virtio_vsock::{DEFAULT_MAX_CONNECTIONS, Vsock};
 
 use crate::error::Error;
 use crate::registry::{Machine, Registry};
 
-/// Attaches all devices that `config` asks for, in the order in which the guest shall find them.
-pub fn attach(registry: &mut Registry, machine: &Machine<'_>, config: &VmConfig) -> Result<(), Error> {
+/// A device that a configuration asks for, in the order in which a guest finds them.
+#[derive(Clone, Copy)]
+enum Wanted<'c> {
+    Drive(usize, &'c DriveConfig),
+    NetworkInterface(usize, &'c NetworkInterfaceConfig),
+    Vsock(&'c VsockConfig),
+    Entropy(&'c EntropyConfig),
+    Balloon(&'c BalloonConfig),
+}
+
+/// A device whose back end is open.
+enum Opened {
+    Drive(Blk),
+    NetworkInterface(Net),
+    Vsock(Vsock),
+    Entropy(Rng),
+    Balloon(Balloon),
+}
+
+fn wanted(config: &VmConfig) -> Vec<Wanted<'_>> {
     let mut drives: Vec<_> = config.drives.iter().enumerate().collect();
     // The guest calls the first one vda. Sorting is stable: the others stay in their order.
     drives.sort_by_key(|(_, drive)| !drive.is_root_device);
-    for (index, drive) in drives {
-        let device = self::drive(drive).map_err(at(|| format!("drives[{index}]")))?;
-        registry.attach(machine, &drive.drive_id, device)?;
+    let drives = drives.into_iter().map(|(index, drive)| Wanted::Drive(index, drive));
+    let interfaces = config.network_interfaces.iter().enumerate();
+    let interfaces = interfaces.map(|(index, interface)| Wanted::NetworkInterface(index, interface));
+    let others = [
+        config.vsock.as_ref().map(Wanted::Vsock),
+        config.entropy.as_ref().map(Wanted::Entropy),
+        config.balloon.as_ref().map(Wanted::Balloon),
+    ];
+    drives.chain(interfaces).chain(others.into_iter().flatten()).collect()
+}
+
+impl Wanted<'_> {
+    /// The section of the configuration that describes it.
+    fn section(&self) -> String {
+        match self {
+            Wanted::Drive(index, _) => format!("drives[{index}]"),
+            Wanted::NetworkInterface(index, _) => format!("network-interfaces[{index}]"),
+            Wanted::Vsock(_) => "vsock".to_owned(),
+            Wanted::Entropy(_) => "entropy".to_owned(),
+            Wanted::Balloon(_) => "balloon".to_owned(),
+        }
     }
-    for (index, interface) in config.network_interfaces.iter().enumerate() {
-        let device = network(interface).map_err(at(|| format!("network-interfaces[{index}]")))?;
-        registry.attach(machine, &interface.iface_id, device)?;
+
+    /// Its name among those of its kind.
+    fn id(&self) -> &str {
+        match self {
+            Wanted::Drive(_, drive) => &drive.drive_id,
+            Wanted::NetworkInterface(_, interface) => &interface.iface_id,
+            Wanted::Vsock(_) => "vsock",
+            Wanted::Entropy(_) => "entropy",
+            Wanted::Balloon(_) => "balloon",
+        }
     }
-    if let Some(vsock) = &config.vsock {
-        let device = self::vsock(vsock).map_err(at(|| "vsock".to_owned()))?;
-        registry.attach(machine, "vsock", device)?;
+
+    /// Its name among all devices: a drive and a network interface can have the same id.
+    fn key(&self) -> String {
+        match self {
+            Wanted::Drive(_, drive) => format!("drive {}", drive.drive_id),
+            Wanted::NetworkInterface(_, interface) => format!("interface {}", interface.iface_id),
+            _ => self.id().to_owned(),
+        }
     }
-    if let Some(entropy) = &config.entropy {
-        let device = self::entropy(entropy).map_err(at(|| "entropy".to_owned()))?;
-        registry.attach(machine, "entropy", device)?;
+
+    fn open(&self) -> Result<Opened, Error> {
+        let opened = match self {
+            Wanted::Drive(_, config) => drive(config).map(Opened::Drive),
+            Wanted::NetworkInterface(_, config) => network(config).map(Opened::NetworkInterface),
+            Wanted::Vsock(config) => vsock(config).map(Opened::Vsock),
+            Wanted::Entropy(config) => entropy(config).map(Opened::Entropy),
+            Wanted::Balloon(config) => balloon(config).map(Opened::Balloon),
+        };
+        opened.map_err(|(field, cause)| Error::Configuration {
+            field: format!("{}.{field}", self.section()),
+            cause,
+        })
     }
-    if let Some(balloon) = &config.balloon {
-        let device = self::balloon(balloon).map_err(at(|| "balloon".to_owned()))?;
-        registry.attach(machine, "balloon", device)?;
+}
+
+/// Devices whose back ends were opened when they were asked for, before the guest starts.
+#[derive(Default)]
+pub struct Prepared(BTreeMap<String, Opened>);
+
+impl Prepared {
+    /// Opens the back end of what `section` of `config` describes, if it is a device. What was open under its name is
+    /// closed first: it may be the same file, tap or socket. Should this fail, the device is opened when the guest
+    /// starts, as its configuration then has it.
+    pub fn open(&mut self, config: &VmConfig, section: &Section) -> Result<(), Error> {
+        let wanted = wanted(config).into_iter().find(|wanted| match (wanted, section) {
+            (Wanted::Drive(_, config), Section::Drive(changed)) => config.drive_id == changed.drive_id,
+            (Wanted::NetworkInterface(_, config), Section::NetworkInterface(changed)) => {
+                config.iface_id == changed.iface_id
+            }
+            (Wanted::Vsock(_), Section::Vsock(_))
+            | (Wanted::Entropy(_), Section::Entropy(_))
+            | (Wanted::Balloon(_), Section::Balloon(_)) => true,
+            _ => false,
+        });
+        if let Some(wanted) = wanted {
+            self.0.remove(&wanted.key());
+            self.0.insert(wanted.key(), wanted.open()?);
+        }
+        Ok(())
     }
-    Ok(())
+}
+
+/// What changes devices while the guest runs, by their ids.
+#[derive(Default)]
+pub struct Controls {
+    /// Of drives.
+    pub drives: BTreeMap<String, BlkControl>,
+    /// Of network interfaces.
+    pub network_interfaces: BTreeMap<String, NetControl>,
+    /// Of the balloon.
+    pub balloon: Option<Arc<balloon::Control>>,
+}
+
+/// Attaches all devices that `config` asks for, in the order in which the guest shall find them. Those that are prepared
+/// are taken from there.
+pub fn attach(
+    registry: &mut Registry,
+    machine: &Machine<'_>,
+    config: &VmConfig,
+    prepared: &mut Prepared,
+) -> Result<Controls, Error> {
+    let mut controls = Controls::default();
+    for wanted in wanted(config) {
+        let opened = match prepared.0.remove(&wanted.key()) {
+            Some(opened) => opened,
+            None => wanted.open()?,
+        };
+        let id = wanted.id();
+        let device: Box<dyn Device> = match opened {
+            Opened::Drive(device) => {
+                controls.drives.insert(id.to_owned(), device.control());
+                Box::new(device)
+            }
+            Opened::NetworkInterface(device) => {
+                controls.network_interfaces.insert(id.to_owned(), device.control());
+                Box::new(device)
+            }
+            Opened::Vsock(device) => Box::new(device),
+            Opened::Entropy(device) => Box::new(device),
+            Opened::Balloon(device) => {
+                controls.balloon = Some(device.control());
+                Box::new(device)
+            }
+        };
+        registry.attach(machine, id, device)?;
+    }
+    Ok(controls)
 }
 
 /// What the kernel has to be told of the root device, if there is one.
@@ -63,12 +192,7 @@ fn fault<E: std::error::Error + Send + Sync + 'static>(field: &'static str) -> i
     move |error| (field, error.into())
 }
 
-/// For `map_err`: says in which section the field is.
-fn at(section: impl FnOnce() -> String) -> impl FnOnce(Fault) -> Error {
-    move |(field, cause)| Error::Configuration { field: format!("{}.{field}", section()), cause }
-}
-
-fn drive(config: &DriveConfig) -> Result<Box<dyn Device>, Fault> {
+fn drive(config: &DriveConfig) -> Result<Blk, Fault> {
     let disk = FileDisk::open(&config.path_on_host, config.is_read_only, config.direct)
         .map_err(fault("path_on_host"))?;
     let (bandwidth, ops) = buckets(config.rate_limiter.as_ref());
@@ -90,11 +214,10 @@ fn drive(config: &DriveConfig) -> Result<Box<dyn Device>, Fault> {
         ops,
     };
     // The ranges are checked already: what is left is what this disk, or this host, cannot do.
-    let device = Blk::new(std::sync::Arc::new(disk), &config).map_err(fault("path_on_host"))?;
-    Ok(Box::new(device))
+    Blk::new(Arc::new(disk), &config).map_err(fault("path_on_host"))
 }
 
-fn network(config: &NetworkInterfaceConfig) -> Result<Box<dyn Device>, Fault> {
+fn network(config: &NetworkInterfaceConfig) -> Result<Net, Fault> {
     let tap =
         Backend::tap(&config.host_dev_name, config.num_queues.into()).map_err(fault("host_dev_name"))?;
     let device = Net::new(tap, config.guest_mac.map(|mac| mac.0), config.mtu).map_err(fault("mtu"))?;
@@ -103,21 +226,20 @@ fn network(config: &NetworkInterfaceConfig) -> Result<Box<dyn Device>, Fault> {
     control.limit_rx(bandwidth.into(), ops.into()).map_err(fault("rx_rate_limiter"))?;
     let (bandwidth, ops) = buckets(config.tx_rate_limiter.as_ref());
     control.limit_tx(bandwidth.into(), ops.into()).map_err(fault("tx_rate_limiter"))?;
-    Ok(Box::new(device))
+    Ok(device)
 }
 
-fn vsock(config: &VsockConfig) -> Result<Box<dyn Device>, Fault> {
+fn vsock(config: &VsockConfig) -> Result<Vsock, Fault> {
     let cid = u32::try_from(config.guest_cid).map_err(fault("guest_cid"))?;
-    let device = Vsock::new(cid, &config.uds_path, DEFAULT_MAX_CONNECTIONS).map_err(fault("uds_path"))?;
-    Ok(Box::new(device))
+    Vsock::new(cid, &config.uds_path, DEFAULT_MAX_CONNECTIONS).map_err(fault("uds_path"))
 }
 
-fn entropy(config: &EntropyConfig) -> Result<Box<dyn Device>, Fault> {
+fn entropy(config: &EntropyConfig) -> Result<Rng, Fault> {
     let (bandwidth, ops) = buckets(config.rate_limiter.as_ref());
-    Ok(Box::new(Rng::new(Limits { bandwidth, ops }).map_err(fault("rate_limiter"))?))
+    Rng::new(Limits { bandwidth, ops }).map_err(fault("rate_limiter"))
 }
 
-fn balloon(config: &BalloonConfig) -> Result<Box<dyn Device>, Fault> {
+fn balloon(config: &BalloonConfig) -> Result<Balloon, Fault> {
     let config = balloon::Config {
         amount_mib: u32::try_from(config.amount_mib).map_err(fault("amount_mib"))?,
         deflate_on_oom: config.deflate_on_oom,
@@ -125,19 +247,27 @@ fn balloon(config: &BalloonConfig) -> Result<Box<dyn Device>, Fault> {
         free_page_hinting: config.free_page_hinting,
         free_page_reporting: config.free_page_reporting,
     };
-    Ok(Box::new(Balloon::new(config).map_err(fault("amount_mib"))?))
+    Balloon::new(config).map_err(fault("amount_mib"))
+}
+
+fn bucket(config: TokenBucketConfig) -> Option<BucketConfig> {
+    config.limits().then(|| BucketConfig {
+        size: config.size,
+        refill_time: Duration::from_millis(config.refill_time),
+        one_time_burst: config.one_time_burst.unwrap_or(0),
+    })
 }
 
 /// The buckets of a limiter, for bytes and operations. One of size or refill time 0 limits nothing.
 fn buckets(limiter: Option<&RateLimiterConfig>) -> (Option<BucketConfig>, Option<BucketConfig>) {
-    let bucket = |config: TokenBucketConfig| {
-        (config.size != 0 && config.refill_time != 0).then(|| BucketConfig {
-            size: config.size,
-            refill_time: Duration::from_millis(config.refill_time),
-            one_time_burst: config.one_time_burst.unwrap_or(0),
-        })
-    };
     limiter.map_or((None, None), |limiter| (limiter.bandwidth.and_then(bucket), limiter.ops.and_then(bucket)))
+}
+
+/// What a change of a limiter does to its buckets, for bytes and operations: those that it does not name stay.
+pub fn updates(limiter: Option<&RateLimiterConfig>) -> (Update, Update) {
+    let update =
+        |config: Option<TokenBucketConfig>| config.map_or(Update::Keep, |config| bucket(config).into());
+    limiter.map_or((Update::Keep, Update::Keep), |limiter| (update(limiter.bandwidth), update(limiter.ops)))
 }
 
 #[cfg(test)]

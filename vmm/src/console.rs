@@ -1,16 +1,15 @@
 //! The serial port's other end: which back end the configuration asks for, and its place in the event loop.
 
 use std::io::{self, Write};
-use std::sync::Arc;
 use std::time::Duration;
 
-use event_manager::{EventOps, Events, MutEventSubscriber};
 use kindling_api::{SerialConfig, SerialMode};
 use kindling_serial::terminal::{RawMode, restore_on_fatal_signals};
 use kindling_serial::{Backend, Console, ConsoleEvent};
 
-use crate::devices::{IrqTrigger, KeyboardDevice};
+use crate::devices::IrqTrigger;
 use crate::error::{Error, one_line};
+use crate::guest::Guest;
 use crate::outcome::{Outcome, OutcomeSlot};
 
 /// How long the guest's last words wait for a reader that takes nothing.
@@ -50,33 +49,20 @@ pub fn finish(mut console: Console<IrqTrigger>) {
     }
 }
 
-/// The console as a subscriber of the event loop.
-pub struct ConsoleSource<'a> {
-    /// The serial port's other end.
-    pub console: &'a mut Console<IrqTrigger>,
-    /// Where Ctrl+Alt+Del goes.
-    pub keyboard: Arc<KeyboardDevice>,
-    /// Where the end of the guest is reported.
-    pub outcome: Arc<OutcomeSlot>,
-}
-
-impl MutEventSubscriber for ConsoleSource<'_> {
-    fn process(&mut self, _: Events, ops: &mut EventOps<'_>) {
-        match self.console.service() {
-            Ok(None) => {}
-            Ok(Some(ConsoleEvent::Quit)) => self.outcome.report(Outcome::PowerOff),
-            Ok(Some(ConsoleEvent::CtrlAltDel)) => {
-                if let Err(error) = self.keyboard.press_ctrl_alt_del() {
-                    log::warn!("Ctrl+Alt+Del: {}", one_line(&error));
-                }
-            }
-            Err(error) => {
-                // The guest runs on without a console rather than the loop spinning on a broken one.
-                log::error!("the console stops: {}", one_line(&error));
-                let _ = ops.remove(Events::empty(self.console));
+/// Moves the bytes that can be moved, and does what was typed for the monitor.
+///
+/// # Errors
+///
+/// When the console cannot be served any more.
+pub fn serve(guest: &mut Guest, outcome: &OutcomeSlot) -> Result<(), kindling_serial::Error> {
+    match guest.console.service()? {
+        None => {}
+        Some(ConsoleEvent::Quit) => outcome.report(Outcome::PowerOff),
+        Some(ConsoleEvent::CtrlAltDel) => {
+            if let Err(error) = guest.keyboard.press_ctrl_alt_del() {
+                log::warn!("Ctrl+Alt+Del: {}", one_line(&error));
             }
         }
     }
-
-    fn init(&mut self, _: &mut EventOps<'_>) {}
+    Ok(())
 }

@@ -1,76 +1,83 @@
-//! The `vmm` thread: waits for the guest's end, for signals and for the console, until the guest has ended.
+//! The `vmm` thread: waits for the guest's end, for signals, for the console and for requests, until the guest has ended.
 
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
-use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
-use crate::console::ConsoleSource;
-use crate::error::Error;
+use crate::console;
+use crate::controller::Controller;
+use crate::error::{Error, one_line};
 use crate::outcome::{Outcome, OutcomeSlot};
 use crate::signals::EndingSignals;
 
-/// Ends the loop: there is nothing to do but to be woken.
-struct Ending(Arc<OutcomeSlot>);
+/// Events that are taken from the kernel at once: all that there can be.
+const EVENTS: usize = 4;
 
-impl MutEventSubscriber for Ending {
-    fn process(&mut self, _: Events, _: &mut EventOps<'_>) {
-        // The loop looks at the slot after every wake-up; reading makes the eventfd quiet again.
-        let _ = self.0.event().read();
+/// What is waited for.
+const ENDING: u64 = 0;
+const SIGNALS: u64 = 1;
+const CONSOLE: u64 = 2;
+
+struct Watch(Epoll);
+
+impl Watch {
+    fn add(&self, source: &impl AsRawFd, token: u64) -> Result<(), Error> {
+        let event = EpollEvent::new(EventSet::IN, token);
+        self.0.ctl(ControlOperation::Add, source.as_raw_fd(), event).map_err(Error::host("watch for events"))
     }
 
-    fn init(&mut self, _: &mut EventOps<'_>) {}
-}
-
-/// Turns a signal into the end of the guest.
-struct SignalSource<'a> {
-    signals: &'a mut EndingSignals,
-    outcome: Arc<OutcomeSlot>,
-}
-
-impl MutEventSubscriber for SignalSource<'_> {
-    fn process(&mut self, _: Events, _: &mut EventOps<'_>) {
-        while let Some(number) = self.signals.next() {
-            // Before it is logged: whatever becomes of the log, the guest ends.
-            self.outcome.report(Outcome::Signal(number));
-            log::info!("received signal {number}");
-        }
+    fn remove(&self, source: &impl AsRawFd) {
+        // Fails when it is not watched, which is what is wanted.
+        let _ = self.0.ctl(ControlOperation::Delete, source.as_raw_fd(), EpollEvent::default());
     }
-
-    fn init(&mut self, _: &mut EventOps<'_>) {}
-}
-
-type Manager<'a> = EventManager<Box<dyn MutEventSubscriber + 'a>>;
-
-/// Has `subscriber` served whenever `fd` is readable.
-fn watch<'a>(
-    manager: &mut Manager<'a>,
-    fd: &impl AsRawFd,
-    subscriber: impl MutEventSubscriber + 'a,
-) -> Result<(), event_manager::Error> {
-    // Added here and not in the subscriber's `init`, which could not say that it has failed.
-    let events = Events::new(fd, EventSet::IN);
-    let id = manager.add_subscriber(Box::new(subscriber));
-    manager.event_ops(id)?.add(events)
 }
 
 /// Serves events until the guest has ended, and says how it did.
 pub fn run(
     outcome: &Arc<OutcomeSlot>,
     signals: &mut EndingSignals,
-    console: ConsoleSource<'_>,
+    controller: &mut Controller,
 ) -> Result<Outcome, Error> {
-    let mut manager = Manager::new().map_err(Error::host("create the event loop"))?;
-    let (signal_fd, console_fd) = (signals.as_raw_fd(), console.console.as_raw_fd());
-    let signals = SignalSource { signals, outcome: Arc::clone(outcome) };
-    watch(&mut manager, outcome.event(), Ending(Arc::clone(outcome)))
-        .and_then(|()| watch(&mut manager, &signal_fd, signals))
-        .and_then(|()| watch(&mut manager, &console_fd, console))
-        .map_err(Error::host("watch for events"))?;
+    let watch = Watch(Epoll::new().map_err(Error::host("create the event loop"))?);
+    watch.add(outcome.event(), ENDING)?;
+    watch.add(signals, SIGNALS)?;
+    let mut has_console = false;
+    let mut events = [EpollEvent::default(); EVENTS];
     loop {
         if let Some(outcome) = outcome.get() {
             return Ok(outcome.clone());
         }
-        manager.run().map_err(Error::host("wait for events"))?;
+        if !has_console && let Some(guest) = controller.guest_mut() {
+            watch.add(&guest.console, CONSOLE)?;
+            has_console = true;
+        }
+        let count = match watch.0.wait(-1, &mut events) {
+            Ok(count) => count,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(Error::host("wait for events")(error)),
+        };
+        for event in events.iter().take(count) {
+            match event.data() {
+                SIGNALS => {
+                    while let Some(number) = signals.next() {
+                        // Before it is logged: whatever becomes of the log, the guest ends.
+                        outcome.report(Outcome::Signal(number));
+                        log::info!("received signal {number}");
+                    }
+                }
+                CONSOLE => {
+                    if let Some(guest) = controller.guest_mut()
+                        && let Err(error) = console::serve(guest, outcome)
+                    {
+                        // The guest runs on without a console rather than the loop spinning on a broken one.
+                        log::error!("the console stops: {}", one_line(&error));
+                        watch.remove(&guest.console);
+                    }
+                }
+                // The guest has ended.
+                _ => {}
+            }
+        }
     }
 }

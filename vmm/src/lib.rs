@@ -3,17 +3,22 @@
 //! The `vmm` binary is a thin `main` over this. The life of a run, each step in its module:
 //!
 //! 1. [`cli`] and [`start`]: from options or a config file to a [`kindling_api::VmConfig`].
-//! 2. `machine`: from the configuration to a virtual machine that is ready to run.
-//! 3. `vcpu` threads run the guest while `event_loop` serves its console, signals and its end.
+//! 2. `machine`: from the configuration to a virtual machine that is ready to run, and `guest`: to one that does.
+//! 3. `vcpu` threads run the guest while `event_loop` serves its console, signals, requests and its end.
 //! 4. [`outcome`]: how it ended, and the exit code that says so.
 
 mod backends;
 mod console;
+mod controller;
 mod devices;
 mod event_loop;
+mod gate;
+mod guest;
 mod limits;
+mod live;
 mod log_sink;
 mod machine;
+mod prepared;
 mod registry;
 mod regs;
 mod signals;
@@ -29,14 +34,11 @@ pub mod start;
 use std::sync::Arc;
 
 use kindling_api::VmConfig;
-use kvm_ioctls::VcpuFd;
 
-use crate::console::ConsoleSource;
+use crate::controller::Controller;
 use crate::error::Error;
-use crate::machine::Machine;
-use crate::outcome::Outcome;
+use crate::outcome::{Outcome, OutcomeSlot};
 use crate::signals::EndingSignals;
-use crate::vcpu::{Shared, Vcpu};
 
 /// Runs the guest that `config` asks for until it ends.
 ///
@@ -47,42 +49,17 @@ use crate::vcpu::{Shared, Vcpu};
 /// # Errors
 ///
 /// When the guest could not be started, or the host failed to go on.
-pub fn run(config: &VmConfig) -> Result<Outcome, Error> {
+pub fn run(config: VmConfig) -> Result<Outcome, Error> {
     signals::ignore_file_size_signal();
     limits::raise_descriptor_limit();
     signals::install_kick_handler().map_err(Error::host("set up the signal that stops vCPUs"))?;
     // Dropped last, when the terminal is as it was: a second signal may then end the process the short way.
     let mut signals =
         EndingSignals::take_over().map_err(Error::host("take over the signals that end the process"))?;
-    // Dropped from the right: the virtual machine after its vCPUs, and before the eventfds of its interrupt lines, which
-    // KVM takes long to part with otherwise.
-    let Machine { shared, mut console, keyboard, keep, vcpus } = Machine::build(config)?;
-    let _raw_mode = console::enter_raw_mode(&console)?;
-
-    let mut threads = Vec::new();
-    let result = start_vcpus(vcpus, &shared, &mut threads).and_then(|()| {
-        let outcome = Arc::clone(&shared.outcome);
-        event_loop::run(
-            &shared.outcome,
-            &mut signals,
-            ConsoleSource { console: &mut console, keyboard, outcome },
-        )
-    });
-    // Tells the vCPUs not to enter the guest again, however the loop ended.
-    shared.outcome.report(Outcome::PowerOff);
-    threads.iter().for_each(Vcpu::stop);
-    threads.into_iter().for_each(Vcpu::join);
-    keep.devices.drain();
-    keep.devices.log_metrics();
-    console::finish(console);
+    let outcome = Arc::new(OutcomeSlot::new().map_err(Error::host("create an eventfd"))?);
+    let mut controller = Controller::new("anonymous-instance".to_owned(), Arc::clone(&outcome));
+    controller.start(config)?;
+    let result = event_loop::run(&outcome, &mut signals, &mut controller);
+    controller.finish();
     result
-}
-
-/// Starts the threads, the boot processor's last: no guest code runs before every thread is there.
-fn start_vcpus(vcpus: Vec<VcpuFd>, shared: &Shared, threads: &mut Vec<Vcpu>) -> Result<(), Error> {
-    let indices = (0..=u8::MAX).take(vcpus.len());
-    for (index, vcpu) in indices.zip(vcpus).rev() {
-        threads.push(Vcpu::start(index, vcpu, shared.clone()).map_err(Error::host("start a vCPU thread"))?);
-    }
-    Ok(())
 }

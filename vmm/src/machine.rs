@@ -1,13 +1,9 @@
 //! Builds the virtual machine that a configuration asks for: KVM, guest memory, devices, tables, kernel, vCPUs.
 //!
 //! Nothing runs yet when [`Machine::build`] returns. Everything that was built is owned by the [`Machine`] and released
-//! with it, so a failed build leaves nothing behind.
+//! with it, so a failed build leaves nothing behind and can be tried again.
 
 use std::borrow::Cow;
-use std::fs::{File, OpenOptions};
-use std::io;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
 use std::sync::Arc;
 
 use kindling_acpi::{self as acpi, Aml, Com1, Keyboard};
@@ -28,11 +24,12 @@ use kvm_bindings::{
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
-use crate::backends;
+use crate::backends::{self, Controls};
 use crate::console;
 use crate::devices::{self, I8042_GSI, IrqTrigger, KeyboardDevice, SERIAL_GSI};
 use crate::error::{Error, one_line};
 use crate::outcome::OutcomeSlot;
+use crate::prepared::{Images, Prepared};
 use crate::registry::{self, Registry};
 use crate::regs;
 use crate::vcpu::Shared;
@@ -61,6 +58,8 @@ pub struct Machine {
     pub console: Console<IrqTrigger>,
     /// The keyboard controller.
     pub keyboard: Arc<KeyboardDevice>,
+    /// What changes its devices.
+    pub controls: Controls,
     /// What must live as long as the machine runs.
     pub keep: Keep,
 }
@@ -74,13 +73,16 @@ pub struct Keep {
 }
 
 impl Machine {
-    /// Builds the machine of `config`, which must be valid.
-    pub fn build(config: &VmConfig) -> Result<Self, Error> {
+    /// Builds the machine of `config`, which must be valid, with what is prepared of it. Its end is reported to `outcome`.
+    pub fn build(
+        config: &VmConfig,
+        prepared: &mut Prepared,
+        outcome: &Arc<OutcomeSlot>,
+    ) -> Result<Self, Error> {
         let boot_source = config.boot_source()?;
-        let kernel = open_image("boot-source.kernel_image_path", &boot_source.kernel_image_path)?;
-        let initrd = match &boot_source.initrd_path {
-            Some(path) => Some(open_image("boot-source.initrd_path", path)?),
-            None => None,
+        let images = match prepared.images.take() {
+            Some(images) => images,
+            None => Images::open(boot_source)?,
         };
 
         let kvm = open_kvm()?;
@@ -94,9 +96,16 @@ impl Machine {
         let vm = create_vm(&kvm)?;
         add_memory(&vm, &memory)?;
 
-        let outcome = Arc::new(OutcomeSlot::new().map_err(Error::host("create an eventfd"))?);
-        let shared = Shared { ports: Arc::new(Bus::new()), mmio: Arc::new(Bus::new()), outcome };
-        let backend = console::backend(&config.serial.clone().unwrap_or_default())?;
+        let shared = Shared {
+            ports: Arc::new(Bus::new()),
+            mmio: Arc::new(Bus::new()),
+            outcome: Arc::clone(outcome),
+            gate: Arc::default(),
+        };
+        let backend = match prepared.serial.take() {
+            Some(backend) => backend,
+            None => console::backend(&config.serial.clone().unwrap_or_default())?,
+        };
         let console = devices::add_serial(&shared.ports, irq_trigger(&vm, SERIAL_GSI)?, backend)?;
         let keyboard = devices::add_keyboard(&shared.ports, irq_trigger(&vm, I8042_GSI)?, &shared.outcome)?;
         devices::add_power_registers(&shared.ports, &shared.outcome)?;
@@ -105,15 +114,15 @@ impl Machine {
         let lines = IrqAllocator::new(FIRST_FREE_GSI, IOAPIC_PINS - FIRST_FREE_GSI)
             .map_err(Error::host("set up interrupt lines"))?;
         let place = registry::Machine { vm: &vm, mmio: &shared.mmio, lines: &lines, memory: &memory };
-        backends::attach(&mut devices, &place, config)?;
+        let controls = backends::attach(&mut devices, &place, config, &mut prepared.devices)?;
 
         let rsdp = write_acpi_tables(&memory, config.machine_config.vcpu_count, &devices)?;
         let loaded = boot::load(
             &*memory,
             layout.ram(),
             boot::Request {
-                kernel: &kernel,
-                initrd: initrd.as_ref(),
+                kernel: &images.kernel,
+                initrd: images.initrd.as_ref(),
                 cmdline: &cmdline(boot_source, config),
                 rsdp: Some(rsdp),
                 protocol: preferred_protocol(boot_source.boot_protocol),
@@ -126,7 +135,7 @@ impl Machine {
             regs::set(boot_processor, &boot::registers(&loaded))?;
         }
         let keep = Keep { _vm: vm, devices, _memory: memory };
-        Ok(Machine { vcpus, shared, console, keyboard, keep })
+        Ok(Machine { vcpus, shared, console, keyboard, controls, keep })
     }
 }
 
@@ -152,25 +161,6 @@ fn write_acpi_tables(memory: &GuestMemoryMmap, vcpus: u8, devices: &Registry) ->
         fixed.into_iter().chain(virtio.iter().map(|device| device as &dyn Aml)).collect();
     acpi::write_tables(memory, &acpi::Config { vcpus, devices: &devices })
         .map_err(Error::host("write the ACPI tables"))
-}
-
-/// Opens a kernel or initrd, which must be a regular file: reading anything else could wait for ever.
-fn open_image(field: &'static str, path: &Path) -> Result<File, Error> {
-    let open = || {
-        let file =
-            OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)?;
-        let kind = file.metadata()?.file_type();
-        if kind.is_dir() {
-            return Err(io::Error::other("is a directory"));
-        }
-        if !kind.is_file() {
-            return Err(io::Error::other("is not a regular file"));
-        }
-        Ok(file)
-    };
-    open().map_err(|cause: io::Error| {
-        Error::configuration(field, format!("cannot open {}: {cause}", path.display()))
-    })
 }
 
 fn open_kvm() -> Result<Kvm, Error> {

@@ -127,6 +127,30 @@ impl Registry {
         (0..).zip(&self.devices).map(describe).collect()
     }
 
+    /// Has all devices finish what they have begun and rest, until `deadline`.
+    ///
+    /// # Errors
+    ///
+    /// The first device that does not, by its id. All are awake again then.
+    pub fn sleep(&self, deadline: Instant) -> Result<(), (String, kindling_virtio_transport::Error)> {
+        for device in &self.devices {
+            if let Err(error) = device.transport.sleep(deadline) {
+                self.wake();
+                return Err((device.id.clone(), error));
+            }
+        }
+        Ok(())
+    }
+
+    /// Has all devices go on.
+    pub fn wake(&self) {
+        for device in &self.devices {
+            if let Err(error) = device.transport.wake() {
+                log::warn!("{}: does not go on yet: {}", device.id, one_line(&error));
+            }
+        }
+    }
+
     /// Has all devices finish what they have begun, when the guest has ended. One that hangs is left to the end of the
     /// process.
     pub fn drain(&self) {

@@ -40,7 +40,7 @@ const OPTION_OF_SECTION: [(&str, &str); 5] = [
 
 /// Runs the guest that the options of `vmm run` describe.
 pub fn from_options(options: &RunOptions) -> Result<Outcome, Error> {
-    configuration(options).and_then(|config| start(&config)).map_err(|error| match error {
+    configuration(options).and_then(start).map_err(|error| match error {
         Error::Configuration { field, cause } => Error::Configuration { field: option_of(&field), cause },
         error => error,
     })
@@ -67,10 +67,10 @@ pub fn from_config_file(path: &Path, log: &LogOptions) -> Result<Outcome, Error>
         error => Error::ConfigFile(error),
     })?;
     config.logger = Some(logger(config.logger.take().unwrap_or_default(), log)?);
-    start(&config)
+    start(config)
 }
 
-fn start(config: &VmConfig) -> Result<Outcome, Error> {
+fn start(config: VmConfig) -> Result<Outcome, Error> {
     if let Some(logger) = &config.logger {
         log_sink::install(logger).map_err(|cause| Error::configuration("logger.log_path", cause))?;
     }

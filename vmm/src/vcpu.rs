@@ -1,7 +1,7 @@
 //! The vCPU threads: each runs its guest processor, serves the exits that reach user space, and ends when the guest does.
 //!
-//! A thread is stopped by [`Vcpu::stop`]: it makes the next `KVM_RUN` return at once and interrupts the current one, so
-//! there is no moment at which the request could be missed.
+//! A thread is called out of the guest by [`Vcpu::kick`]: it makes the next `KVM_RUN` return at once and interrupts the
+//! current one, so there is no moment at which the request could be missed. The [`Gate`] says what is wanted of it then.
 
 use std::io;
 use std::ptr::NonNull;
@@ -16,6 +16,7 @@ use kvm_bindings::{
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vmm_sys_util::signal::Killable;
 
+use crate::gate::Gate;
 use crate::outcome::{Outcome, OutcomeSlot};
 use crate::signals::kick_signal;
 
@@ -31,6 +32,8 @@ pub struct Shared {
     pub mmio: Arc<Bus>,
     /// Where the end of the guest is reported.
     pub outcome: Arc<OutcomeSlot>,
+    /// Whether they run.
+    pub gate: Arc<Gate>,
 }
 
 /// A running vCPU thread.
@@ -40,7 +43,7 @@ pub struct Vcpu {
 }
 
 impl Vcpu {
-    /// Starts the thread of vCPU `index`, which runs until the guest ends or [`Vcpu::stop`] is called.
+    /// Starts the thread of vCPU `index`, which runs until the guest has ended or the gate says so.
     pub fn start(index: u8, mut fd: VcpuFd, shared: Shared) -> io::Result<Self> {
         let immediate_exit = ImmediateExit::of(&mut fd);
         let thread = std::thread::Builder::new()
@@ -53,8 +56,8 @@ impl Vcpu {
         Ok(Vcpu { thread, immediate_exit })
     }
 
-    /// Asks the thread to leave the guest; [`OutcomeSlot::is_set`] must be true by now, or it would enter it again.
-    pub fn stop(&self) {
+    /// Has the thread leave the guest and look at the gate, which must be other than open by now.
+    pub fn kick(&self) {
         self.immediate_exit.set();
         // Fails only for a thread that has ended already, which is what is wanted.
         let _ = self.thread.kill(kick_signal());
@@ -78,8 +81,8 @@ impl ImmediateExit {
 
     fn set(&self) {
         // SAFETY: the pointer leads into the `kvm_run` mapping of a `VcpuFd` that its thread owns while it runs and
-        // keeps as its result until it is joined, and joining consumes the `Vcpu` that holds this value. Nothing in
-        // that thread touches this byte; KVM reads it when it enters the guest.
+        // keeps as its result until it is joined, and joining consumes the `Vcpu` that holds this value. That thread
+        // only ever clears this byte, which is a plain store to one byte; KVM reads it when it enters the guest.
         unsafe { self.0.as_ref() }.store(1, Ordering::SeqCst);
     }
 }
@@ -101,7 +104,8 @@ enum Rest {
 
 impl Runner<'_> {
     fn run(mut self) {
-        while !self.shared.outcome.is_set() {
+        let shared = self.shared;
+        while !shared.outcome.is_set() && shared.gate.pass(&mut self, Self::rest, Self::wake) {
             if let Some(outcome) = self.enter() {
                 // Before it is logged: whatever becomes of the log, the guest has ended.
                 self.shared.outcome.report(outcome.clone());
@@ -111,6 +115,17 @@ impl Runner<'_> {
                 }
             }
         }
+    }
+
+    /// The processor stops for a while: what its guest watches for stalls must not take it for one.
+    fn rest(&mut self) {
+        // Fails where the guest has no clock of KVM's, and so nothing to be told.
+        let _ = self.fd.kvmclock_ctrl();
+    }
+
+    /// The kick was heard. In this order, one that comes from now on is not lost: the gate is looked at after it.
+    fn wake(&mut self) {
+        self.fd.set_kvm_immediate_exit(0);
     }
 
     /// Enters the guest once and serves its exit; tells how the guest ended if it did.

@@ -1,0 +1,116 @@
+//! A guest that runs: its machine and the threads of its vCPUs.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use kindling_api::VmConfig;
+use kindling_serial::Console;
+use kindling_serial::terminal::RawMode;
+use kvm_ioctls::VcpuFd;
+
+use crate::backends::Controls;
+use crate::console;
+use crate::devices::{IrqTrigger, KeyboardDevice};
+use crate::error::{Error, one_line};
+use crate::gate::Gate;
+use crate::machine::{Keep, Machine};
+use crate::outcome::OutcomeSlot;
+use crate::prepared::Prepared;
+use crate::vcpu::{Shared, Vcpu};
+
+/// How long a pause waits for vCPUs and requests in flight. The event loop waits with it.
+const PAUSE_DEADLINE: Duration = Duration::from_secs(5);
+
+/// A running guest.
+///
+/// Fields are dropped in their order: the virtual machine after its vCPUs, and before the eventfds of its interrupt lines,
+/// which KVM takes long to part with otherwise.
+pub struct Guest {
+    threads: Vec<Vcpu>,
+    keep: Keep,
+    /// What changes its devices.
+    pub controls: Controls,
+    /// Its keyboard.
+    pub keyboard: Arc<KeyboardDevice>,
+    /// Its serial port's other end.
+    pub console: Console<IrqTrigger>,
+    gate: Arc<Gate>,
+    raw_mode: Option<RawMode>,
+}
+
+impl Guest {
+    /// Builds the machine of `config` and starts it.
+    pub fn start(
+        config: &VmConfig,
+        prepared: &mut Prepared,
+        outcome: &Arc<OutcomeSlot>,
+    ) -> Result<Self, Error> {
+        let Machine { vcpus, shared, console, keyboard, controls, keep } =
+            Machine::build(config, prepared, outcome)?;
+        let raw_mode = console::enter_raw_mode(&console)?;
+        let gate = Arc::clone(&shared.gate);
+        let mut guest = Guest { threads: Vec::new(), keep, controls, keyboard, console, gate, raw_mode };
+        match guest.start_vcpus(vcpus, &shared) {
+            Ok(()) => Ok(guest),
+            Err(error) => {
+                guest.stop_vcpus();
+                Err(error)
+            }
+        }
+    }
+
+    /// Starts the threads, the boot processor's last: no guest code runs before every thread is there.
+    fn start_vcpus(&mut self, vcpus: Vec<VcpuFd>, shared: &Shared) -> Result<(), Error> {
+        let indices = (0..=u8::MAX).take(vcpus.len());
+        for (index, vcpu) in indices.zip(vcpus).rev() {
+            let thread =
+                Vcpu::start(index, vcpu, shared.clone()).map_err(Error::host("start a vCPU thread"))?;
+            self.threads.push(thread);
+        }
+        Ok(())
+    }
+
+    fn stop_vcpus(&mut self) {
+        self.gate.end();
+        self.threads.iter().for_each(Vcpu::kick);
+        self.threads.drain(..).for_each(Vcpu::join);
+    }
+
+    /// Has vCPUs and devices rest. The console, and what was opened for the guest, stay as they are.
+    ///
+    /// # Errors
+    ///
+    /// What did not come to rest in time; the guest runs on.
+    pub fn pause(&self) -> Result<(), String> {
+        let deadline = Instant::now() + PAUSE_DEADLINE;
+        self.gate.close();
+        self.threads.iter().for_each(Vcpu::kick);
+        if !self.gate.wait_for(self.threads.len(), deadline) {
+            self.gate.open();
+            return Err("a vCPU waits for a device".to_owned());
+        }
+        if let Err((id, error)) = self.keep.devices.sleep(deadline) {
+            self.gate.open();
+            return Err(format!("{id}: {}", one_line(&error)));
+        }
+        Ok(())
+    }
+
+    /// Has devices and vCPUs go on.
+    pub fn resume(&self) {
+        self.keep.devices.wake();
+        self.gate.open();
+    }
+
+    /// Ends what still runs of it, and pushes out what it has said.
+    pub fn finish(mut self) {
+        self.stop_vcpus();
+        self.keep.devices.drain();
+        self.keep.devices.log_metrics();
+        // The machine ends before its console does.
+        let Guest { keep, console, raw_mode, .. } = self;
+        drop(keep);
+        console::finish(console);
+        drop(raw_mode);
+    }
+}
