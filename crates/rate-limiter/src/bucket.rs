@@ -133,6 +133,14 @@ impl TokenBucket {
         saturate(self.missing.saturating_sub(may_miss).div_ceil(self.config.size.into()))
     }
 
+    /// Whole tokens that are there at the moment `now`, those of the burst among them.
+    pub fn available(&mut self, now: u64) -> u64 {
+        self.fill(now);
+        let full = self.parts(self.config.size);
+        let there = full.saturating_sub(self.missing).div_euclid(self.refill_ns.into());
+        saturate(there).saturating_add(self.burst)
+    }
+
     /// Takes `tokens`, whether they are there or not: what is lacking becomes a debt, which is paid before there are
     /// tokens again.
     pub fn take(&mut self, tokens: u64) {

@@ -38,6 +38,17 @@ fn burst_is_used_first_and_never_comes_again() {
 }
 
 #[test]
+fn available_tokens_are_whole_ones_of_bucket_and_burst() {
+    let mut bucket = TokenBucket::new(SMALL, 0).unwrap();
+    assert_eq!(bucket.available(0), 130);
+    bucket.take(125);
+    assert_eq!(bucket.available(9), 5);
+    assert_eq!(bucket.available(10), 6);
+    bucket.take(10);
+    assert_eq!(bucket.available(10), 0, "there is a debt");
+}
+
+#[test]
 fn request_bigger_than_the_bucket_waits_until_it_is_full_and_is_paid_for() {
     let mut bucket = TokenBucket::new(config(100, 1000, 0), 0).unwrap();
     bucket.take(1);

@@ -6,6 +6,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use kindling_rate_limiter::{BucketConfig, Clock, Monotonic, TokenBucket};
 use log::{debug, warn};
 use vm_superio::Trigger;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
@@ -64,6 +65,8 @@ pub struct Console<T: Trigger> {
     /// Input that was read and that the guest has no room for yet.
     pending: VecDeque<u8>,
     escape: Escape,
+    /// Limits the bytes of output.
+    limit: Option<TokenBucket>,
     input_ready: bool,
     /// The output takes nothing until epoll says otherwise.
     output_blocked: bool,
@@ -97,6 +100,7 @@ impl<T: Trigger> Console<T> {
             listener_watch: Watch::new(LISTENER),
             pending: VecDeque::new(),
             escape: Escape::default(),
+            limit: None,
             input_ready: false,
             output_blocked: false,
             output_moved: None,
@@ -116,6 +120,16 @@ impl<T: Trigger> Console<T> {
     /// An eventfd for vCPU threads to write to when the port asks for a wake-up.
     pub fn kick(&self) -> Result<EventFd, Error> {
         self.kick.try_clone().map_err(Error::Watch)
+    }
+
+    /// Limits the bytes of output from now on. What the guest sends beyond is lost, and counted as such.
+    ///
+    /// # Errors
+    ///
+    /// When there is no such bucket.
+    pub fn limit_output(&mut self, limit: BucketConfig) -> Result<(), Error> {
+        self.limit = Some(TokenBucket::new(limit, Monotonic.now()).map_err(Error::Limit)?);
+        Ok(())
     }
 
     /// Bytes of output that nobody got.
@@ -293,13 +307,25 @@ impl<T: Trigger> Console<T> {
                 break;
             }
             let count = lock(&self.port).peek_output(&mut self.buffer);
-            let output = self.buffer.get(..count).unwrap_or_default();
-            if output.is_empty() {
+            let allowed = match &mut self.limit {
+                Some(limit) => usize::try_from(limit.available(Monotonic.now())).unwrap_or(count).min(count),
+                None => count,
+            };
+            let output = self.buffer.get(..allowed).unwrap_or_default();
+            if count == 0 {
                 break;
+            }
+            if allowed == 0 {
+                moved = true;
+                self.port().discard_output(count);
+                continue;
             }
             match self.backend.write(output) {
                 Ok(WriteOutcome::Taken(taken)) => {
                     moved = true;
+                    if let Some(limit) = &mut self.limit {
+                        limit.take(taken as u64);
+                    }
                     self.port().consume_output(taken);
                     self.output_failing = false;
                 }

@@ -40,6 +40,9 @@ pub enum Error {
     /// The console's epoll or eventfd failed.
     #[error("failed to watch the file descriptors of the serial port")]
     Watch(#[source] io::Error),
+    /// The output cannot be limited so.
+    #[error("cannot limit the output of the serial port")]
+    Limit(#[source] kindling_rate_limiter::Error),
     /// The terminal's mode could not be read or changed.
     #[error("failed to put the terminal into raw mode")]
     Terminal(#[source] io::Error),

@@ -11,6 +11,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use common::{Loop, PATIENCE, flags, machine, pattern, serve_until, settle, terminal};
+use kindling_rate_limiter::BucketConfig;
 use kindling_serial::terminal::RawMode;
 use kindling_serial::{Backend, ConsoleEvent, STALL_LIMIT, WriteOutcome};
 
@@ -371,4 +372,21 @@ fn ctrl_a_x_through_a_pipe_is_input_like_any_other() {
     writer.write_all(b"\x01x").unwrap();
     assert_eq!(settle(&mut console), None);
     assert_eq!([guest.receive(), guest.receive()], [Some(0x01), Some(b'x')]);
+}
+
+#[test]
+fn output_beyond_its_limit_is_lost_and_counted() {
+    let (reader, writer) = pipe().unwrap();
+    let (guest, mut console) = machine(streams(&null(), &writer));
+    drop(writer);
+    let day = Duration::from_secs(24 * 60 * 60);
+    console.limit_output(BucketConfig { size: 1000, refill_time: day, one_time_burst: 500 }).unwrap();
+    let sent = pattern(4000);
+    guest.send(&sent);
+    settle(&mut console);
+    assert_eq!(guest.lost(), 2500);
+    drop(console);
+    let mut received = Vec::new();
+    (&reader).read_to_end(&mut received).unwrap();
+    assert_eq!(received, sent[..1500]);
 }
