@@ -1,8 +1,14 @@
-//! The DSDT's entries for devices that no bus enumerates: those that every machine has at their customary ports, and
-//! those with virtio-mmio registers.
+//! The DSDT's entries for devices that no bus enumerates: those that every machine has at their customary ports, the
+//! event device, and those with virtio-mmio registers.
 
-use acpi_tables::aml::{Device, EISAName, IO, Interrupt, Memory32Fixed, Name, ResourceTemplate};
+use acpi_tables::aml::{
+    And, Device, EISAName, Field, FieldAccessType, FieldEntry, FieldLockRule, FieldUpdateRule, IO, If,
+    Interrupt, Local, Memory32Fixed, Method, Name, Notify, OpRegion, OpRegionSpace, Path, ResourceTemplate,
+    Store, ZERO,
+};
 use acpi_tables::{Aml, AmlSink};
+
+use crate::event::{EVENT_REGISTER_PORT, EventCause};
 
 /// The first serial port: ports 0x3F8 to 0x3FF, interrupt 4.
 #[derive(Debug, Clone, Copy)]
@@ -43,6 +49,59 @@ impl Aml for Keyboard {
                         &IO::new(0x64, 0x64, 1, 1),
                         &isa_interrupt(1),
                     ]),
+                ),
+            ],
+        )
+        .to_aml_bytes(sink);
+    }
+}
+
+/// The Generic Event Device (ACPI 6.5, 5.6.9), and the device that it alone speaks for: the power button, a
+/// control-method one (4.8.2.2.1.2).
+#[derive(Debug, Clone, Copy)]
+pub struct GenericEventDevice {
+    /// The interrupt line, which no other device may share. Edge-triggered, active high.
+    pub gsi: u32,
+}
+
+impl Aml for GenericEventDevice {
+    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
+        /// Notification of a button: it was pressed (5.6.6).
+        const BUTTON_PRESSED: u8 = 0x80;
+        const REGISTER_BITS: usize = 8;
+
+        Device::new("PWRB".into(), vec![&Name::new("_HID".into(), &EISAName::new("PNP0C0C"))])
+            .to_aml_bytes(sink);
+        let (register, pending) = (Path::new("PEND"), Local(0));
+        let power_button = EventCause::PowerButton as u8;
+        let (arguments, serialized) = (1, true);
+        Device::new(
+            "GED_".into(),
+            vec![
+                &Name::new("_HID".into(), &"ACPI0013"),
+                // The interrupt alone: Linux's driver gives up at any other resource.
+                &Name::new("_CRS".into(), &ResourceTemplate::new(vec![&isa_interrupt(self.gsi)])),
+                &OpRegion::new("EVTR".into(), OpRegionSpace::SystemIO, &EVENT_REGISTER_PORT, &1_u8),
+                &Field::new(
+                    "EVTR".into(),
+                    FieldAccessType::Byte,
+                    FieldLockRule::NoLock,
+                    FieldUpdateRule::Preserve,
+                    vec![FieldEntry::Named(*b"PEND", REGISTER_BITS)],
+                ),
+                // Called with the line's number, of which there is one.
+                &Method::new(
+                    "_EVT".into(),
+                    arguments,
+                    serialized,
+                    vec![
+                        // Once, since that clears it.
+                        &Store::new(&pending, &register),
+                        &If::new(
+                            &And::new(&ZERO, &pending, &power_button),
+                            vec![&Notify::new(&Path::new("PWRB"), &BUTTON_PRESSED)],
+                        ),
+                    ],
                 ),
             ],
         )

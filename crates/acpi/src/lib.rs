@@ -2,12 +2,14 @@
 #![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::arithmetic_side_effects))]
 
 mod devices;
+mod event;
 mod power;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 
 pub use acpi_tables::Aml;
-pub use devices::{Com1, Keyboard, VirtioMmio};
+pub use devices::{Com1, GenericEventDevice, Keyboard, VirtioMmio};
+pub use event::{EVENT_REGISTER_PORT, EventCause, EventRegister};
 pub use power::{POWER_REGISTERS_BASE, POWER_REGISTERS_SIZE, PowerEvent, PowerRegisters};
 #[cfg(target_arch = "x86_64")]
 pub use x86_64::{Config, MAX_VCPUS, write_tables};

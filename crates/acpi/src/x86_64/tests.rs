@@ -3,7 +3,7 @@
 use vm_memory::GuestMemoryMmap;
 
 use super::*;
-use crate::{Com1, Keyboard, VirtioMmio};
+use crate::{Com1, GenericEventDevice, Keyboard, VirtioMmio};
 
 /// An AML object of a given length.
 struct Filler(usize);
@@ -177,6 +177,30 @@ fn dsdt_holds_the_devices_in_sb_and_the_s5_package() {
     .concat();
     let aml = [&b"\x10\x4f\x06\\_SB_"[..], &com1, &keyboard, b"\x08\\_S5_\x12\x07\x04\x0a\x05\x00\x00\x00"]
         .concat();
+    assert_eq!(dsdt[36..], aml, "{}", dsdt[36..].escape_ascii());
+}
+
+#[test]
+fn event_device_has_one_edge_and_a_method_that_notifies_the_power_button() {
+    let dsdt = Guest::new(1, &[&GenericEventDevice { gsi: 3 }]).dsdt();
+    #[rustfmt::skip]
+    let aml = [
+        &b"\x10\x45\x07\\_SB_"[..],
+        b"\x5b\x82\x0fPWRB\x08_HID\x0c\x41\xd0\x0c\x0c",          // PNP0C0C
+        b"\x5b\x82\x4b\x05GED_",
+        b"\x08_HID\x0dACPI0013\x00",
+        b"\x08_CRS\x11\x0e\x0a\x0b",
+        b"\x89\x06\x00\x03\x01\x03\x00\x00\x00",                  // interrupt 3, edge, active high, exclusive
+        b"\x79\x00",
+        b"\x5b\x80EVTR\x01\x0b\x04\x06\x01",                      // port 0x604, one byte
+        b"\x5b\x81\x0bEVTR\x01PEND\x08",                          // accessed as a byte, 8 bits
+        b"\x14\x19_EVT\x09",                                      // one argument, serialized
+        b"\x70PEND\x60",                                          // Local0 = PEND
+        b"\xa0\x0c\x7b\x60\x01\x00",                              // if Local0 & 1
+        b"\x86PWRB\x0a\x80",                                      // notify PWRB, 0x80
+        b"\x08\\_S5_\x12\x07\x04\x0a\x05\x00\x00\x00",
+    ]
+    .concat();
     assert_eq!(dsdt[36..], aml, "{}", dsdt[36..].escape_ascii());
 }
 
