@@ -77,7 +77,7 @@ pub struct LogOptions {
 /// The subcommands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Start a guest from options, with the terminal as its console (Ctrl-A x ends it, Ctrl-A d presses Ctrl+Alt+Del, Ctrl-A Ctrl-A sends Ctrl-A).
+    /// Start a guest from options, with the terminal as its console (Ctrl-A x ends it, Ctrl-A p presses its power button, Ctrl-A d presses Ctrl+Alt+Del, Ctrl-A Ctrl-A sends Ctrl-A).
     Run(Box<RunOptions>),
     /// Say whether this host can run guests, what is missing and how to get it.
     #[command(

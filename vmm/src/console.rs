@@ -63,6 +63,11 @@ pub fn serve(guest: &mut Guest, outcome: &OutcomeSlot) -> Result<(), kindling_se
                 log::warn!("Ctrl+Alt+Del: {}", one_line(&error));
             }
         }
+        Some(ConsoleEvent::PowerButton) => {
+            if let Err(error) = guest.events.press_power_button() {
+                log::warn!("power button: {}", one_line(&error));
+            }
+        }
     }
     Ok(())
 }

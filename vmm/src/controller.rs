@@ -127,6 +127,11 @@ impl Controller {
                 .keyboard
                 .press_ctrl_alt_del()
                 .map_err(|error| Fault::bad_request(one_line(&error))),
+            Action::PowerButton => self
+                .guest()?
+                .events
+                .press_power_button()
+                .map_err(|error| Fault::bad_request(one_line(&error))),
             Action::PatchDrive(patch) => {
                 let (config, controls) = self.live()?;
                 live::patch_drive(config, controls, &patch)

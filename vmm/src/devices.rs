@@ -1,11 +1,15 @@
-//! The devices that every machine has, on the port bus: serial port, keyboard controller, ACPI power registers.
+//! The devices that every machine has, on the port bus: serial port, keyboard controller, ACPI power registers and event
+//! device.
 //!
 //! The component crates model registers and know no bus, no eventfd and no lock; the adapters here give them all three.
 
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use kindling_acpi::{POWER_REGISTERS_BASE, POWER_REGISTERS_SIZE, PowerEvent, PowerRegisters};
+use kindling_acpi::{
+    EVENT_REGISTER_PORT, EventCause, EventRegister, POWER_REGISTERS_BASE, POWER_REGISTERS_SIZE, PowerEvent,
+    PowerRegisters,
+};
 use kindling_device_bus::{Bus, BusDevice};
 use kindling_i8042::I8042;
 use kindling_serial::{Backend, Console, SerialPort};
@@ -27,6 +31,8 @@ pub const I8042_BASE: u64 = 0x60;
 const I8042_SIZE: u64 = 5;
 /// Its interrupt line.
 pub const I8042_GSI: u32 = 1;
+/// The interrupt line of ACPI events: that of a PC's second serial port, which is not here.
+pub const EVENT_GSI: u32 = 3;
 
 /// An interrupt line that KVM raises when the eventfd is written.
 #[derive(Debug)]
@@ -76,6 +82,12 @@ struct PowerDevice {
     outcome: Arc<OutcomeSlot>,
 }
 
+/// The ACPI event device as the bus sees it.
+pub struct EventDevice {
+    register: Mutex<EventRegister>,
+    interrupt: IrqTrigger,
+}
+
 /// Makes the serial port, connects it to its console, and puts it on the port bus.
 pub fn add_serial(
     ports: &Bus,
@@ -107,6 +119,13 @@ pub fn add_power_registers(ports: &Bus, outcome: &Arc<OutcomeSlot>) -> Result<()
     let registers = Mutex::new(PowerRegisters::new());
     let device = PowerDevice { registers, outcome: Arc::clone(outcome) };
     insert(ports, POWER_REGISTERS_BASE, POWER_REGISTERS_SIZE, device)
+}
+
+/// Makes the ACPI event device and puts it on the port bus.
+pub fn add_event_device(ports: &Bus, interrupt: IrqTrigger) -> Result<Arc<EventDevice>, Error> {
+    let device = Arc::new(EventDevice { register: Mutex::new(EventRegister::new()), interrupt });
+    insert(ports, EVENT_REGISTER_PORT, 1, Arc::clone(&device))?;
+    Ok(device)
 }
 
 fn insert(ports: &Bus, base: u64, size: u64, device: impl ByteRegisters + 'static) -> Result<(), Error> {
@@ -199,6 +218,22 @@ impl ByteRegisters for PowerDevice {
     }
 }
 
+impl ByteRegisters for Arc<EventDevice> {
+    fn read(&self, _: u8) -> u8 {
+        lock(&self.register).read()
+    }
+
+    fn write(&self, _: u8, _: u8) {}
+}
+
+impl EventDevice {
+    /// Presses the guest's power button. Whether the guest does anything about it is its own affair.
+    pub fn press_power_button(&self) -> io::Result<()> {
+        lock(&self.register).raise(EventCause::PowerButton);
+        self.interrupt.trigger()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -240,6 +275,28 @@ mod tests {
         add_keyboard(&bus, IrqTrigger::new().unwrap(), &outcome).unwrap();
         assert!(bus.write(I8042_BASE + 4, &[0xfe]));
         assert_eq!(outcome.get(), Some(&Outcome::Reset));
+    }
+
+    #[test]
+    fn pressed_power_button_interrupts_the_guest_which_finds_it_once() {
+        let bus = Bus::new();
+        let interrupt = IrqTrigger::new().unwrap();
+        let edges = interrupt.event().try_clone().unwrap();
+        let device = add_event_device(&bus, interrupt).unwrap();
+        let read = || {
+            let mut data = [0xff];
+            assert!(bus.read(EVENT_REGISTER_PORT, &mut data));
+            data
+        };
+        assert_eq!(read(), [0]);
+        device.press_power_button().unwrap();
+        assert_eq!(edges.read().unwrap(), 1);
+        assert!(bus.write(EVENT_REGISTER_PORT, &[0]), "which changes nothing");
+        assert_eq!((read(), read()), ([1], [0]));
+        // Not taken by the guest: each press is an edge of its own all the same.
+        device.press_power_button().unwrap();
+        device.press_power_button().unwrap();
+        assert_eq!(edges.read().unwrap(), 2);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use kvm_ioctls::VcpuFd;
 
 use crate::backends::Controls;
 use crate::console;
-use crate::devices::{IrqTrigger, KeyboardDevice};
+use crate::devices::{EventDevice, IrqTrigger, KeyboardDevice};
 use crate::error::{Error, one_line};
 use crate::gate::Gate;
 use crate::machine::{Keep, Machine};
@@ -32,6 +32,8 @@ pub struct Guest {
     pub controls: Controls,
     /// Its keyboard.
     pub keyboard: Arc<KeyboardDevice>,
+    /// What tells it of events.
+    pub events: Arc<EventDevice>,
     /// Its serial port's other end.
     pub console: Console<IrqTrigger>,
     gate: Arc<Gate>,
@@ -45,11 +47,12 @@ impl Guest {
         prepared: &mut Prepared,
         outcome: &Arc<OutcomeSlot>,
     ) -> Result<Self, Error> {
-        let Machine { vcpus, shared, console, keyboard, controls, keep } =
+        let Machine { vcpus, shared, console, keyboard, events, controls, keep } =
             Machine::build(config, prepared, outcome)?;
         let raw_mode = console::enter_raw_mode(&console)?;
         let gate = Arc::clone(&shared.gate);
-        let mut guest = Guest { threads: Vec::new(), keep, controls, keyboard, console, gate, raw_mode };
+        let mut guest =
+            Guest { threads: Vec::new(), keep, controls, keyboard, events, console, gate, raw_mode };
         match guest.start_vcpus(vcpus, &shared) {
             Ok(()) => Ok(guest),
             Err(error) => {

@@ -6,7 +6,7 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use kindling_acpi::{self as acpi, Aml, Com1, Keyboard};
+use kindling_acpi::{self as acpi, Aml, Com1, GenericEventDevice, Keyboard};
 use kindling_api::{BootProtocol, BootSource, HugePages, MachineConfig, VmConfig};
 use kindling_boot::{self as boot, PreferredProtocol};
 use kindling_cpu::{CpuidOptions, CpuidTemplate, Topology, boot_msrs};
@@ -26,7 +26,7 @@ use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRe
 
 use crate::backends::{self, Controls};
 use crate::console;
-use crate::devices::{self, I8042_GSI, IrqTrigger, KeyboardDevice, SERIAL_GSI};
+use crate::devices::{self, EVENT_GSI, EventDevice, I8042_GSI, IrqTrigger, KeyboardDevice, SERIAL_GSI};
 use crate::error::{Error, one_line};
 use crate::outcome::OutcomeSlot;
 use crate::prepared::{Images, Prepared};
@@ -44,8 +44,8 @@ const DEFAULT_CMDLINE: &str = "console=ttyS0 reboot=k panic=1 8250.nr_uarts=1 i8
 /// Interrupt lines of KVM's I/O APIC.
 const IOAPIC_PINS: u32 = 24;
 
-/// The first line that is free for any device. Below are those of the legacy devices, and lines that Linux keeps for a
-/// timer (0) and a second PIC (2).
+/// The first line that is free for any device. Below are those of the devices that every machine has, and lines that
+/// Linux keeps for a timer (0) and a second PIC (2).
 const FIRST_FREE_GSI: u32 = 5;
 
 /// A virtual machine that is ready to run.
@@ -58,6 +58,8 @@ pub struct Machine {
     pub console: Console<IrqTrigger>,
     /// The keyboard controller.
     pub keyboard: Arc<KeyboardDevice>,
+    /// What tells the guest of events, such as its power button's.
+    pub events: Arc<EventDevice>,
     /// What changes its devices.
     pub controls: Controls,
     /// What must live as long as the machine runs.
@@ -109,6 +111,7 @@ impl Machine {
         let console = devices::add_serial(&shared.ports, irq_trigger(&vm, SERIAL_GSI)?, backend)?;
         let keyboard = devices::add_keyboard(&shared.ports, irq_trigger(&vm, I8042_GSI)?, &shared.outcome)?;
         devices::add_power_registers(&shared.ports, &shared.outcome)?;
+        let events = devices::add_event_device(&shared.ports, irq_trigger(&vm, EVENT_GSI)?)?;
 
         let mut devices = Registry::default();
         let lines = IrqAllocator::new(FIRST_FREE_GSI, IOAPIC_PINS - FIRST_FREE_GSI)
@@ -135,7 +138,7 @@ impl Machine {
             regs::set(boot_processor, &boot::registers(&loaded))?;
         }
         let keep = Keep { _vm: vm, devices, _memory: memory };
-        Ok(Machine { vcpus, shared, console, keyboard, controls, keep })
+        Ok(Machine { vcpus, shared, console, keyboard, events, controls, keep })
     }
 }
 
@@ -156,7 +159,7 @@ fn cmdline<'c>(boot_source: &'c BootSource, config: &VmConfig) -> Cow<'c, str> {
 
 fn write_acpi_tables(memory: &GuestMemoryMmap, vcpus: u8, devices: &Registry) -> Result<GuestAddress, Error> {
     let virtio = devices.acpi();
-    let fixed = [&Com1 as &dyn Aml, &Keyboard];
+    let fixed = [&Com1 as &dyn Aml, &Keyboard, &GenericEventDevice { gsi: EVENT_GSI }];
     let devices: Vec<&dyn Aml> =
         fixed.into_iter().chain(virtio.iter().map(|device| device as &dyn Aml)).collect();
     acpi::write_tables(memory, &acpi::Config { vcpus, devices: &devices })

@@ -42,6 +42,8 @@ const BATCH: u64 = 4;
 pub enum ConsoleEvent {
     /// Somebody at the terminal typed Ctrl-A x: end the guest.
     Quit,
+    /// Somebody at the terminal typed Ctrl-A p: press the guest's power button.
+    PowerButton,
     /// Somebody at the terminal typed Ctrl-A d: press Ctrl+Alt+Del on the guest's keyboard.
     CtrlAltDel,
 }

@@ -7,8 +7,8 @@ use crate::ConsoleEvent;
 /// Ctrl-A.
 const PREFIX: u8 = 0x01;
 
-/// Ctrl-A x ends the guest, Ctrl-A d presses Ctrl+Alt+Del, Ctrl-A Ctrl-A is one Ctrl-A, and Ctrl-A before anything
-/// else is just that.
+/// Ctrl-A x ends the guest, Ctrl-A p presses the power button, Ctrl-A d presses Ctrl+Alt+Del, Ctrl-A Ctrl-A is one
+/// Ctrl-A, and Ctrl-A before anything else is just that.
 #[derive(Debug, Default)]
 pub(crate) struct Escape {
     after_prefix: bool,
@@ -23,6 +23,7 @@ impl Escape {
             match (std::mem::take(&mut self.after_prefix), byte) {
                 (false, PREFIX) => self.after_prefix = true,
                 (true, b'x' | b'X') => return Some(ConsoleEvent::Quit),
+                (true, b'p' | b'P') => event = Some(ConsoleEvent::PowerButton),
                 (true, b'd' | b'D') => event = Some(ConsoleEvent::CtrlAltDel),
                 (true, PREFIX) | (false, _) => output.push_back(byte),
                 (true, _) => output.extend([PREFIX, byte]),
@@ -49,8 +50,9 @@ mod tests {
     }
 
     #[test]
-    fn ctrl_a_d_presses_ctrl_alt_del_and_what_follows_is_typed() {
+    fn ctrl_a_d_presses_ctrl_alt_del_and_ctrl_a_p_the_power_button() {
         assert_eq!(filter(&[b"ls\x01drest"]), (b"lsrest".to_vec(), Some(ConsoleEvent::CtrlAltDel)));
+        assert_eq!(filter(&[b"ls\x01prest"]), (b"lsrest".to_vec(), Some(ConsoleEvent::PowerButton)));
         assert_eq!(filter(&[b"\x01d\x01x"]), (b"".to_vec(), Some(ConsoleEvent::Quit)));
     }
 
