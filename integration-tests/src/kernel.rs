@@ -22,13 +22,15 @@ const META_PACKAGES: [&str; 3] = ["linux-image-cloud-amd64", "linux-image-virtua
 const HOST_MODULES: [&str; 6] = ["kvm-amd", "virtio_pci", "virtio_blk", "ext4", "tun", "fuse"];
 
 /// Modules guests can load.
-const GUEST_MODULES: [&str; 7] = [
+const GUEST_MODULES: [&str; 9] = [
     "virtio_mmio",
     "virtio_blk",
     "virtio_net",
     "vmw_vsock_virtio_transport",
     "virtio_balloon",
     "virtio_rng",
+    "button",
+    "evdev",
     "ext4",
 ];
 

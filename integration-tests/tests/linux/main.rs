@@ -11,6 +11,7 @@ mod ending;
 mod machine;
 mod memory;
 mod net;
+mod power_button;
 mod tools;
 mod vsock;
 
