@@ -169,13 +169,14 @@ impl Registry {
             return;
         }
         for device in &self.devices {
+            let mut line = String::new();
             for metrics in [device.transport.device_metrics(), device.transport.metrics()] {
-                metrics.visit(&mut |name, _, value| {
-                    if value != 0 {
-                        log::debug!("{}: {name} {value}", device.id);
-                    }
+                metrics.visit(&mut |name, _, value| match value.number() {
+                    0 => {}
+                    number => line.push_str(&format!(" {name} {number}")),
                 });
             }
+            log::debug!("{}:{line}", device.id);
         }
     }
 }

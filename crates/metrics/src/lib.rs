@@ -1,75 +1,116 @@
 #![doc = include_str!("../README.md")]
 
-use std::sync::atomic::{AtomicU64, Ordering};
+mod json;
+mod latency;
+mod number;
+mod open_metrics;
 
-/// A number that only grows, from 0 when its owner is made. It wraps at 2^64, which no counter here lives to see.
-///
-/// Any thread may add to it: adding is one relaxed atomic instruction, and says nothing about the order of other memory
-/// accesses.
-#[derive(Debug, Default)]
-pub struct Counter(AtomicU64);
+use std::sync::Arc;
 
-impl Counter {
-    /// A counter at 0.
-    pub const fn new() -> Self {
-        Self(AtomicU64::new(0))
-    }
+pub use json::{Header, json};
+pub use latency::{BUCKETS, Distribution, Latency};
+pub use number::{Counter, Gauge};
+pub use open_metrics::{OPEN_METRICS_CONTENT_TYPE, open_metrics};
 
-    /// Adds one.
-    pub fn increment(&self) {
-        self.add(1);
-    }
+/// What a metric is, and its present value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Value {
+    /// How often something happened, or how much of it there was, so far.
+    Counter(u64),
+    /// How much of something there is.
+    Gauge(u64),
+    /// How long something took, each time.
+    Latency(Distribution),
+}
 
-    /// Adds `amount`.
-    pub fn add(&self, amount: u64) {
-        self.0.fetch_add(amount, Ordering::Relaxed);
-    }
-
-    /// What has been counted.
-    pub fn get(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
+impl Value {
+    /// The one number that says most: of a latency, how often there was something to time.
+    pub fn number(&self) -> u64 {
+        match self {
+            Value::Counter(value) | Value::Gauge(value) => *value,
+            Value::Latency(distribution) => distribution.count(),
+        }
     }
 }
 
-/// A group of counters, such as those of one device.
+/// A group of metrics, such as those of one device. [`metrics!`] declares one; a level that has to be asked for, such as a
+/// process's memory, has an implementation by hand that asks.
 pub trait Metrics: Send + Sync {
     /// Calls `visit` with the name, the description and the present value of each, always in the same order.
-    fn visit(&self, visit: &mut dyn FnMut(&'static str, &'static str, u64));
+    ///
+    /// A name is in snake case and ends in its unit, `_bytes` or `_seconds`, if it has one. It does not end in `_total`,
+    /// `_count`, `_sum`, `_bucket` or `_created`, which OpenMetrics reserves.
+    fn visit(&self, visit: &mut dyn FnMut(&'static str, &'static str, Value));
+
+    /// The present value of the metric called `name`.
+    fn value(&self, name: &str) -> Option<Value> {
+        let mut found = None;
+        self.visit(&mut |each, _, value| {
+            if each == name {
+                found = Some(value);
+            }
+        });
+        found
+    }
 }
 
-/// Declares a group of [`Counter`]s: a struct whose fields' documentation is at the same time what a reader of the
-/// metrics is told about them.
+/// A group and whose it is.
+///
+/// Several groups of one subsystem and id appear as one, so a device's metrics and its transport's can be both. Their names
+/// must differ then, and one subsystem means the same by one name throughout.
+#[derive(Clone)]
+pub struct Group {
+    /// The part of the monitor, in snake case: `block`.
+    pub subsystem: &'static str,
+    /// Which one it is where there can be several: `rootfs`.
+    pub id: Option<String>,
+    /// What it counts.
+    pub metrics: Arc<dyn Metrics>,
+}
+
+impl Group {
+    fn key(&self) -> (&str, Option<&str>) {
+        (self.subsystem, self.id.as_deref())
+    }
+}
+
+/// Declares a group of [`Counter`]s, [`Gauge`]s and [`Latency`]s: a struct whose fields' documentation is at the same time
+/// what a reader of the metrics is told about them.
 ///
 /// ```
-/// kindling_metrics::counters! {
+/// kindling_metrics::metrics! {
 ///     /// What a door did.
 ///     pub struct DoorMetrics {
 ///         /// Times it was opened.
-///         opened,
-///         /// Times it was found locked.
-///         refused,
+///         opened: Counter,
+///         /// People who wait before it.
+///         waiting: Gauge,
+///         /// How long they waited.
+///         wait_latency: Latency,
 ///     }
 /// }
 /// let door = DoorMetrics::default();
 /// door.opened.increment();
+/// door.waiting.set(3);
+/// door.wait_latency.record(std::time::Duration::from_millis(20));
 /// ```
 #[macro_export]
-macro_rules! counters {
+macro_rules! metrics {
     (
         $(#[doc = $about:literal])*
         $visibility:vis struct $name:ident {
-            $($(#[doc = $help:literal])+ $field:ident),+ $(,)?
+            $($(#[doc = $help:literal])+ $field:ident: $kind:ident),+ $(,)?
         }
     ) => {
         $(#[doc = $about])*
         #[derive(Debug, Default)]
         $visibility struct $name {
-            $($(#[doc = $help])+ pub $field: $crate::Counter,)+
+            $($(#[doc = $help])+ pub $field: $crate::$kind,)+
         }
 
         impl $crate::Metrics for $name {
-            fn visit(&self, visit: &mut dyn FnMut(&'static str, &'static str, u64)) {
-                $(visit(stringify!($field), concat!($($help),+).trim_ascii(), self.$field.get());)+
+            fn visit(&self, visit: &mut dyn FnMut(&'static str, &'static str, $crate::Value)) {
+                $(visit(stringify!($field), concat!($($help),+).trim_ascii(), self.$field.value());)+
             }
         }
     };
@@ -77,16 +118,22 @@ macro_rules! counters {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
-    counters! {
-        /// Counters of a test.
+    metrics! {
+        /// Metrics of a test.
         struct TestMetrics {
             /// Things read.
-            reads,
+            reads: Counter,
             /// Things written
             /// and kept.
-            writes,
+            writes: Counter,
+            /// Things open.
+            open: Gauge,
+            /// How long things took.
+            latency: Latency,
         }
     }
 
@@ -95,19 +142,28 @@ mod tests {
         let metrics = TestMetrics::default();
         metrics.writes.add(41);
         metrics.writes.increment();
+        metrics.open.set(7);
+        metrics.latency.record(Duration::from_secs(1));
         let mut seen = Vec::new();
         metrics.visit(&mut |name, help, value| seen.push((name, help, value)));
-        assert_eq!(seen, [("reads", "Things read.", 0), ("writes", "Things written and kept.", 42)]);
+        assert_eq!(
+            seen,
+            [
+                ("reads", "Things read.", Value::Counter(0)),
+                ("writes", "Things written and kept.", Value::Counter(42)),
+                ("open", "Things open.", Value::Gauge(7)),
+                ("latency", "How long things took.", metrics.latency.value()),
+            ]
+        );
     }
 
     #[test]
-    fn counts_from_many_threads_are_all_there() {
-        let counter = Counter::new();
-        std::thread::scope(|scope| {
-            for _ in 0..4 {
-                scope.spawn(|| (0..1_000).for_each(|_| counter.increment()));
-            }
-        });
-        assert_eq!(counter.get(), 4_000);
+    fn a_metric_is_found_by_its_name() {
+        let metrics = TestMetrics::default();
+        metrics.reads.increment();
+        metrics.latency.record(Duration::from_secs(1));
+        assert_eq!(metrics.value("reads"), Some(Value::Counter(1)));
+        assert_eq!(metrics.value("latency").map(|value| value.number()), Some(1));
+        assert_eq!(metrics.value("read"), None);
     }
 }

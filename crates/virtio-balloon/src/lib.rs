@@ -8,7 +8,7 @@ mod worker;
 
 use std::sync::Arc;
 
-use kindling_metrics::{Metrics, counters};
+use kindling_metrics::{Metrics, metrics};
 use kindling_virtio_device::{ActivateError, Activation, ConfigSpace, Device, Worker, Workers};
 use virtio_bindings::virtio_ids::VIRTIO_ID_BALLOON;
 
@@ -59,25 +59,25 @@ const MAX_MIB: u32 = u32::MAX / PAGES_PER_MIB;
 /// Pages of the balloon's size in a MiB.
 const PAGES_PER_MIB: u32 = 256;
 
-counters! {
+metrics! {
     /// What a balloon did.
     pub struct BalloonMetrics {
         /// Pages of 4 KiB that the guest gave up.
-        inflated,
+        inflated: Counter,
         /// Pages of 4 KiB that the guest took back.
-        deflated,
+        deflated: Counter,
         /// Pages that the guest gave up although it has no such pages.
-        bad_pages,
+        bad_pages: Counter,
         /// Bytes that the guest said were free, when asked.
-        hinted_bytes,
+        hinted_bytes: Counter,
         /// Bytes that the guest said were free by itself.
-        reported_bytes,
+        reported_bytes: Counter,
         /// Times the host refused to take memory back.
-        discard_failures,
+        discard_failures: Counter,
         /// Times the guest sent statistics.
-        statistics_updates,
+        statistics_updates: Counter,
         /// Statistics that could not be understood.
-        bad_statistics,
+        bad_statistics: Counter,
     }
 }
 

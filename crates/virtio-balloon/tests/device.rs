@@ -29,13 +29,7 @@ const REPORTING: usize = 4;
 const SPARE: u64 = 255 << 20;
 
 fn count(balloon: &Balloon, wanted: &str) -> u64 {
-    let mut found = None;
-    balloon.metrics().visit(&mut |name, _, value| {
-        if name == wanted {
-            found = Some(value);
-        }
-    });
-    found.unwrap()
+    balloon.metrics().value(wanted).unwrap().number()
 }
 
 fn start(balloon: &mut Balloon) -> (MockDriver, Inline) {

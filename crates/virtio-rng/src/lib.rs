@@ -6,7 +6,7 @@ mod worker;
 use std::io;
 use std::sync::Arc;
 
-use kindling_metrics::{Metrics, counters};
+use kindling_metrics::{Metrics, metrics};
 use kindling_rate_limiter::{BucketConfig, Share, SharedLimiter};
 use kindling_virtio_device::{ActivateError, Activation, ConfigSpace, Device, Settings, Worker, Workers};
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
@@ -36,17 +36,17 @@ pub enum Error {
     Limits(#[from] kindling_rate_limiter::Error),
 }
 
-counters! {
+metrics! {
     /// What an entropy device did.
     pub struct RngMetrics {
         /// Requests that were answered.
-        requests,
+        requests: Counter,
         /// Random bytes that the guest got.
-        bytes,
+        bytes: Counter,
         /// Requests that had to wait for the rate limiter.
-        throttled,
+        throttled: Counter,
         /// Requests without room for a byte, and those that the host had no random bytes for.
-        failures,
+        failures: Counter,
     }
 }
 

@@ -16,13 +16,7 @@ fn bucket(size: u64, milliseconds: u64) -> Option<BucketConfig> {
 }
 
 fn count(rng: &Rng, wanted: &str) -> u64 {
-    let mut found = None;
-    rng.metrics().visit(&mut |name, _, value| {
-        if name == wanted {
-            found = Some(value);
-        }
-    });
-    found.unwrap()
+    rng.metrics().value(wanted).unwrap().number()
 }
 
 #[test]

@@ -4,7 +4,6 @@ use std::io;
 use std::sync::Arc;
 use std::time::Instant;
 
-use kindling_metrics::Counter;
 use kindling_virtio_device::Queue;
 use virtio_bindings::virtio_blk::VIRTIO_BLK_F_FLUSH;
 
@@ -119,27 +118,24 @@ impl Io {
             }
             Err(_) => Status::IoError,
         };
-        let time = |counter: &Counter| {
-            let nanoseconds = self.now.saturating_duration_since(job.begun).as_nanos();
-            counter.add(u64::try_from(nanoseconds).unwrap_or(u64::MAX));
-        };
+        let took = self.now.saturating_duration_since(job.begun);
         match (job.request, status) {
             (_, Status::Unsupported) => metrics.unsupported_requests.increment(),
             (Request::Read(_), Status::Ok) => {
                 metrics.reads.increment();
                 metrics.read_bytes.add(job.bytes);
-                time(&metrics.read_time_ns);
+                metrics.read_latency.record(took);
             }
             (Request::Read(_), Status::IoError) => metrics.read_errors.increment(),
             (Request::Write(_), Status::Ok) => {
                 metrics.writes.increment();
                 metrics.write_bytes.add(job.bytes);
-                time(&metrics.write_time_ns);
+                metrics.write_latency.record(took);
             }
             (Request::Write(_), Status::IoError) => metrics.write_errors.increment(),
             (Request::Flush, Status::Ok) => {
                 metrics.flushes.increment();
-                time(&metrics.flush_time_ns);
+                metrics.flush_latency.record(took);
             }
             (Request::Flush, Status::IoError) => metrics.flush_errors.increment(),
             (Request::GetId, _) => {}

@@ -171,11 +171,5 @@ pub fn answer(used: Used) -> (u8, Vec<u8>) {
 }
 
 pub fn metric(device: &Blk, name: &str) -> u64 {
-    let mut found = None;
-    device.metrics().visit(&mut |metric, _, value| {
-        if metric == name {
-            found = Some(value);
-        }
-    });
-    found.unwrap_or_else(|| panic!("no metric {name}"))
+    device.metrics().value(name).unwrap_or_else(|| panic!("no metric {name}")).number()
 }

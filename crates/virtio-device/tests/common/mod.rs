@@ -24,11 +24,11 @@ pub const F_INDIRECT: u16 = 4;
 /// Where nothing else is in the driver's memory.
 pub const FREE: u64 = 200 << 20;
 
-kindling_metrics::counters! {
+kindling_metrics::metrics! {
     /// Nothing to speak of.
     struct NoMetrics {
         /// Nothing.
-        nothing,
+        nothing: Counter,
     }
 }
 

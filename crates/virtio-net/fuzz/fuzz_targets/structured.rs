@@ -61,9 +61,8 @@ fn check(frame_seen: &[u8], last: &mut u64) {
 }
 
 fn metric(net: &Net, names: &[&str]) -> u64 {
-    let mut sum = 0;
-    net.metrics().visit(&mut |name, _, value| sum += if names.contains(&name) { value } else { 0 });
-    sum
+    let metrics = net.metrics();
+    names.iter().filter_map(|name| metrics.value(name)).map(|value| value.number()).sum()
 }
 
 /// Takes what the guest received.

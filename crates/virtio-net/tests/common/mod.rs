@@ -135,13 +135,7 @@ impl Rig {
 }
 
 pub fn metric(device: &dyn Device, name: &str) -> u64 {
-    let mut found = None;
-    device.metrics().visit(&mut |each, _, value| {
-        if each == name {
-            found = Some(value);
-        }
-    });
-    found.expect("a metric of that name")
+    device.metrics().value(name).expect("a metric of that name").number()
 }
 
 /// Numbers that look random and are always the same.

@@ -18,11 +18,11 @@ use vm_memory::GuestAddress;
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-kindling_metrics::counters! {
+kindling_metrics::metrics! {
     /// None.
     struct NoMetrics {
         /// Nothing.
-        nothing,
+        nothing: Counter,
     }
 }
 

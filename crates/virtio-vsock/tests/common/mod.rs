@@ -129,13 +129,7 @@ impl Machine {
 
 /// A counter of a device.
 pub fn metric(device: &Vsock, name: &str) -> u64 {
-    let mut found = None;
-    device.metrics().visit(&mut |counter, _, value| {
-        if counter == name {
-            found = Some(value);
-        }
-    });
-    found.unwrap_or_else(|| panic!("no counter {name}"))
+    device.metrics().value(name).unwrap_or_else(|| panic!("no counter {name}")).number()
 }
 
 /// Reads `OK <port>` as a host program does, byte by byte.

@@ -10,11 +10,11 @@ use kindling_virtio_device::{
 };
 use vmm_sys_util::epoll::EventSet;
 
-kindling_metrics::counters! {
+kindling_metrics::metrics! {
     /// Counters of the device.
     pub struct EchoMetrics {
         /// Chains given back.
-        echoed,
+        echoed: Counter,
     }
 }
 

@@ -142,9 +142,7 @@ impl Guest {
     }
 
     pub fn count(&self, name: &str) -> u64 {
-        let mut found = None;
-        self.metrics().visit(&mut |counter, _, value| found = found.or((counter == name).then_some(value)));
-        found.unwrap()
+        self.metrics().value(name).unwrap().number()
     }
 
     /// Waits for a status.
