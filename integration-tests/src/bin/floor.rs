@@ -31,6 +31,7 @@ const SERIAL_DATA: u16 = 0x3f8;
 const SERIAL_GSI: u32 = 4;
 const KEYBOARD_COMMAND: u16 = 0x64;
 const KEYBOARD_GSI: u32 = 1;
+const EVENT_GSI: u32 = 3;
 const RESET: u8 = 0xfe;
 
 /// The C library's entry: without the start-up code of Rust's runtime.
@@ -63,8 +64,11 @@ fn run() -> io::Result<()> {
     let cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)?;
     let memory = map(mebibytes << 20)?;
     // Closed after the virtual machine: the other way round, KVM has to wait for each line.
-    let lines =
-        [(EventFd::new(libc::EFD_CLOEXEC)?, SERIAL_GSI), (EventFd::new(libc::EFD_CLOEXEC)?, KEYBOARD_GSI)];
+    let lines = [
+        (EventFd::new(libc::EFD_CLOEXEC)?, SERIAL_GSI),
+        (EventFd::new(libc::EFD_CLOEXEC)?, KEYBOARD_GSI),
+        (EventFd::new(libc::EFD_CLOEXEC)?, EVENT_GSI),
+    ];
 
     let vm = kvm.create_vm()?;
     vm.set_identity_map_address(IDENTITY_MAP)?;
