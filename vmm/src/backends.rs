@@ -59,9 +59,18 @@ impl Wanted<'_> {
         match self {
             Wanted::Drive(index, _) => format!("drives[{index}]"),
             Wanted::NetworkInterface(index, _) => format!("network-interfaces[{index}]"),
-            Wanted::Vsock(_) => "vsock".to_owned(),
-            Wanted::Entropy(_) => "entropy".to_owned(),
-            Wanted::Balloon(_) => "balloon".to_owned(),
+            _ => self.kind().to_owned(),
+        }
+    }
+
+    /// What kind of device it is to a reader of metrics.
+    fn kind(&self) -> &'static str {
+        match self {
+            Wanted::Drive(..) => "block",
+            Wanted::NetworkInterface(..) => "net",
+            Wanted::Vsock(_) => "vsock",
+            Wanted::Entropy(_) => "entropy",
+            Wanted::Balloon(_) => "balloon",
         }
     }
 
@@ -70,19 +79,13 @@ impl Wanted<'_> {
         match self {
             Wanted::Drive(_, drive) => &drive.drive_id,
             Wanted::NetworkInterface(_, interface) => &interface.iface_id,
-            Wanted::Vsock(_) => "vsock",
-            Wanted::Entropy(_) => "entropy",
-            Wanted::Balloon(_) => "balloon",
+            _ => self.kind(),
         }
     }
 
     /// Its name among all devices: a drive and a network interface can have the same id.
     fn key(&self) -> String {
-        match self {
-            Wanted::Drive(_, drive) => format!("drive {}", drive.drive_id),
-            Wanted::NetworkInterface(_, interface) => format!("interface {}", interface.iface_id),
-            _ => self.id().to_owned(),
-        }
+        format!("{} {}", self.kind(), self.id())
     }
 
     fn open(&self) -> Result<Opened, Error> {
@@ -102,9 +105,9 @@ impl Wanted<'_> {
 
 /// Devices whose back ends were opened when they were asked for, before the guest starts.
 #[derive(Default)]
-pub struct Prepared(BTreeMap<String, Opened>);
+pub struct OpenDevices(BTreeMap<String, Opened>);
 
-impl Prepared {
+impl OpenDevices {
     /// Opens the back end of what `section` of `config` describes, if it is a device. What was open under its name is
     /// closed first: it may be the same file, tap or socket. Should this fail, the device is opened when the guest
     /// starts, as its configuration then has it.
@@ -138,17 +141,17 @@ pub struct Controls {
     pub balloon: Option<Arc<balloon::Control>>,
 }
 
-/// Attaches all devices that `config` asks for, in the order in which the guest shall find them. Those that are prepared
-/// are taken from there.
+/// Attaches all devices that `config` asks for, in the order in which the guest shall find them. Those that are open
+/// already are taken from there.
 pub fn attach(
     registry: &mut Registry,
     machine: &Machine<'_>,
     config: &VmConfig,
-    prepared: &mut Prepared,
+    open: &mut OpenDevices,
 ) -> Result<Controls, Error> {
     let mut controls = Controls::default();
     for wanted in wanted(config) {
-        let opened = match prepared.0.remove(&wanted.key()) {
+        let opened = match open.0.remove(&wanted.key()) {
             Some(opened) => opened,
             None => wanted.open()?,
         };
@@ -169,7 +172,7 @@ pub fn attach(
                 Box::new(device)
             }
         };
-        registry.attach(machine, id, device)?;
+        registry.attach(machine, (wanted.kind(), id), device)?;
     }
     Ok(controls)
 }
@@ -250,7 +253,8 @@ fn balloon(config: &BalloonConfig) -> Result<Balloon, Fault> {
     Balloon::new(config).map_err(fault("amount_mib"))
 }
 
-fn bucket(config: TokenBucketConfig) -> Option<BucketConfig> {
+/// The bucket that `config` describes; one of size or refill time 0 limits nothing.
+pub fn bucket(config: TokenBucketConfig) -> Option<BucketConfig> {
     config.limits().then(|| BucketConfig {
         size: config.size,
         refill_time: Duration::from_millis(config.refill_time),
@@ -258,7 +262,7 @@ fn bucket(config: TokenBucketConfig) -> Option<BucketConfig> {
     })
 }
 
-/// The buckets of a limiter, for bytes and operations. One of size or refill time 0 limits nothing.
+/// The buckets of a limiter, for bytes and operations.
 fn buckets(limiter: Option<&RateLimiterConfig>) -> (Option<BucketConfig>, Option<BucketConfig>) {
     limiter.map_or((None, None), |limiter| (limiter.bandwidth.and_then(bucket), limiter.ops.and_then(bucket)))
 }

@@ -25,34 +25,86 @@ Exit codes:
 
 Examples:
   vmm doctor
+  vmm --api-sock /tmp/vm.sock
   vmm run --kernel vmlinux --initrd initramfs.cpio --cpus 2 --memory 1G
   vmm run --kernel vmlinux --disk root.ext4,root --disk data.img,engine=async,queues=4 --net tap=tap0 --rng
   vmm --config-file vm.json --no-api";
 
-/// A microVM monitor for Linux/KVM.
+/// A microVM monitor for Linux/KVM. Without a command it serves the REST API, by which a guest is described, started and
+/// changed.
 #[derive(Debug, Parser)]
-#[command(name = "vmm", version, after_help = AFTER_HELP, args_conflicts_with_subcommands = true)]
+#[command(
+    name = "vmm",
+    display_name = "Firecracker",
+    version = VERSION,
+    after_help = AFTER_HELP,
+    args_conflicts_with_subcommands = true
+)]
 pub struct Cli {
-    /// What to do; without a command, start the guest of --config-file.
+    /// What to do; without a command, serve the API.
     #[command(subcommand)]
     pub command: Option<Command>,
 
-    /// JSON file with the whole configuration of the guest.
+    /// JSON file with the whole configuration of the guest, which is started at once.
     #[arg(long, value_name = "FILE")]
     pub config_file: Option<PathBuf>,
 
-    /// Do not serve the REST API (needed with --config-file: this build has no API server).
+    /// Do not serve the REST API.
     #[arg(long, requires = "config_file")]
     pub no_api: bool,
 
-    /// Where the monitor logs to.
+    /// Unix socket on which the REST API is served; nothing may be there yet.
+    #[arg(long, value_name = "PATH", default_value = "/run/firecracker.socket")]
+    pub api_sock: PathBuf,
+
+    /// Largest body of a request in bytes.
+    #[arg(long, value_name = "BYTES", default_value_t = DEFAULT_BODY_LIMIT)]
+    pub http_api_max_payload_size: usize,
+
+    /// JSON file with what the metadata service offers at first.
+    #[arg(long, value_name = "FILE")]
+    pub metadata: Option<PathBuf>,
+
+    /// Most bytes of JSON that the metadata service keeps [default: that of --http-api-max-payload-size].
+    #[arg(long, value_name = "BYTES")]
+    pub mmds_size_limit: Option<usize>,
+
+    /// Write to the log how long the guest took to start: it says when by a byte of 123 at physical address 0xc0000000.
+    #[arg(long)]
+    pub boot_timer: bool,
+
+    /// Run without filters of system calls, as this version does anyway.
+    #[arg(long)]
+    pub no_seccomp: bool,
+
+    /// When whoever started the monitor began to, in microseconds of the monotonic clock.
+    #[arg(long, value_name = "US", hide = true)]
+    pub start_time_us: Option<u64>,
+
+    /// The same in microseconds of the process's processor time.
+    #[arg(long, value_name = "US", hide = true)]
+    pub start_time_cpu_us: Option<u64>,
+
+    /// Processor time that whoever started the monitor has used, in microseconds.
+    #[arg(long, value_name = "US", hide = true)]
+    pub parent_cpu_time_us: Option<u64>,
+
+    /// What it is called and where it writes to.
     #[command(flatten)]
-    pub log: LogOptions,
+    pub instance: InstanceOptions,
 }
 
-/// Options of the monitor's own log.
-#[derive(Debug, Default, Args)]
-pub struct LogOptions {
+/// Options of the monitor itself, whatever it does.
+#[derive(Debug, Args)]
+pub struct InstanceOptions {
+    /// Name of the machine: 1 to 64 letters, digits and `-`.
+    #[arg(long, value_name = "ID", default_value = DEFAULT_ID, value_parser = id)]
+    pub id: String,
+
+    /// File or FIFO for metrics, a line of JSON every minute.
+    #[arg(long, value_name = "FILE")]
+    pub metrics_path: Option<PathBuf>,
+
     /// File or FIFO for the monitor's own log; standard error when absent.
     #[arg(long, value_name = "FILE")]
     pub log_path: Option<PathBuf>,
@@ -88,6 +140,25 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+}
+
+/// The name of a machine that was given none.
+pub const DEFAULT_ID: &str = "anonymous-instance";
+
+/// Largest body of a request in bytes, unless said otherwise.
+const DEFAULT_BODY_LIMIT: usize = 51_200;
+
+/// What `--version` says behind the name that tools of Firecracker look for: the version of its API, and ours.
+const VERSION: &str = concat!("v1.17.0 API by Kindling vmm ", env!("CARGO_PKG_VERSION"));
+
+/// Reads what `--id` takes.
+fn id(text: &str) -> Result<String, String> {
+    let fits = (1..=64).contains(&text.len());
+    if fits && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-') {
+        Ok(text.to_owned())
+    } else {
+        Err("must be 1 to 64 letters, digits and `-`".to_owned())
+    }
 }
 
 /// Reads what `--serial` takes: stdio, pty, file=PATH or socket=PATH.
@@ -175,9 +246,13 @@ pub struct RunOptions {
     #[arg(long, value_name = "PROTOCOL", default_value = "auto")]
     pub boot_protocol: BootProtocol,
 
-    /// Where the monitor logs to.
+    /// Serve the REST API on this Unix socket, too.
+    #[arg(long, value_name = "PATH")]
+    pub api_sock: Option<PathBuf>,
+
+    /// What it is called and where it writes to.
     #[command(flatten)]
-    pub log: LogOptions,
+    pub instance: InstanceOptions,
 }
 
 /// What to do when the command line did not parse.
@@ -189,17 +264,40 @@ pub enum ParseEnd {
     Error(String),
 }
 
+/// What the command line asks for.
+#[derive(Debug)]
+pub enum Task {
+    /// `vmm run`
+    Run(Box<RunOptions>),
+    /// `vmm doctor`
+    Doctor {
+        /// In JSON.
+        json: bool,
+    },
+    /// `vmm` alone
+    Serve(Box<Cli>),
+}
+
+impl From<Cli> for Task {
+    fn from(cli: Cli) -> Self {
+        match cli.command {
+            Some(Command::Run(options)) => Task::Run(options),
+            Some(Command::Doctor { json }) => Task::Doctor { json },
+            None => Task::Serve(Box::new(cli)),
+        }
+    }
+}
+
 /// Parses the command line.
-pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, ParseEnd> {
+pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Task, ParseEnd> {
     let arguments: Vec<OsString> = arguments.into_iter().collect();
     // A start of a guest pays for the options of `run` alone; whatever they do not explain, the whole definition does.
     if arguments.get(1).is_some_and(|command| command == "run")
         && let Ok(options) = RunOptions::try_parse_from(arguments.iter().skip(1))
     {
-        let (command, log) = (Some(Command::Run(Box::new(options))), LogOptions::default());
-        return Ok(Cli { command, config_file: None, no_api: false, log });
+        return Ok(Task::Run(Box::new(options)));
     }
-    Cli::try_parse_from(arguments).map_err(|error| {
+    Cli::try_parse_from(arguments).map(Task::from).map_err(|error| {
         let text = error.render().to_string();
         match error.kind() {
             ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => ParseEnd::Print(text),
@@ -217,6 +315,7 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, Parse
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::API_LEVEL;
 
     fn fault(arguments: &[&str]) -> String {
         match parse(arguments.iter().map(OsString::from)) {
@@ -240,6 +339,7 @@ mod tests {
             (&["vmm", "run", "--kernel", "k", "--serial", "file="], "--serial"),
             (&["vmm", "run", "--kernel", "k", "--boot-protocol", "bios"], "--boot-protocol"),
             (&["vmm", "--no-api"], "--config-file"),
+            (&["vmm", "--id", "a_b"], "--id"),
             (&["vmm", "fly"], "fly"),
         ] {
             let line = fault(arguments);
@@ -257,10 +357,20 @@ mod tests {
             &["vmm", "run", "--memory=2G", "--smt", "--kernel=k", "--cmdline=-- a b", "--cpus", "3"],
             &["vmm", "run", "--kernel", "k", "--serial", "pty", "--level", "Debug", "--show-level"],
         ] {
-            let whole = Cli::try_parse_from(arguments).unwrap();
+            let whole = Task::from(Cli::try_parse_from(arguments).unwrap());
             let parsed = parse(arguments.iter().map(OsString::from)).unwrap();
             assert_eq!(format!("{parsed:?}"), format!("{whole:?}"));
         }
+    }
+
+    #[test]
+    fn the_version_is_that_of_the_api_and_ours() {
+        let end = parse(["vmm", "--version"].map(OsString::from));
+        let Err(ParseEnd::Print(text)) = end else { panic!("{end:?}") };
+        assert_eq!(
+            text,
+            format!("Firecracker v{API_LEVEL} API by Kindling vmm {}\n", env!("CARGO_PKG_VERSION"))
+        );
     }
 
     #[test]

@@ -1,8 +1,11 @@
 //! What the API acts on: the machine's configuration and, once it was started, its guest.
 
 use std::sync::Arc;
+use std::time::Instant;
 
-use kindling_api::{Action, Fault, Machine, Phase, Reply, Section, VmConfig};
+use kindling_api::server::Request;
+use kindling_api::{Action, Fault, Machine, Phase, Reply, Section, VmConfig, dispatch};
+use kindling_metrics::Group;
 use kindling_virtio_balloon::Control as BalloonControl;
 use serde_json::json;
 
@@ -10,7 +13,8 @@ use crate::error::{Error, one_line};
 use crate::guest::Guest;
 use crate::outcome::OutcomeSlot;
 use crate::prepared::Prepared;
-use crate::{live, log_sink};
+use crate::telemetry::Telemetry;
+use crate::{Launch, live, log_sink};
 
 /// What clients of Firecracker look for.
 const APP_NAME: &str = "Firecracker";
@@ -20,25 +24,37 @@ pub const API_LEVEL: &str = "1.17.0";
 
 /// A machine before and while its guest runs.
 pub struct Controller {
-    id: String,
     config: VmConfig,
     prepared: Prepared,
     guest: Option<Guest>,
     paused: bool,
     outcome: Arc<OutcomeSlot>,
+    telemetry: Telemetry,
 }
 
 impl Controller {
-    /// A machine called `id`, of which nothing is known yet. The end of its guest is reported to `outcome`.
-    pub fn new(id: String, outcome: Arc<OutcomeSlot>) -> Self {
-        let (config, prepared) = (VmConfig::default(), Prepared::default());
-        Controller { id, config, prepared, guest: None, paused: false, outcome }
+    /// The machine of `launch`, with its guest started if that is wanted. The guest's end is reported to `outcome`.
+    pub fn new(launch: Launch, outcome: Arc<OutcomeSlot>, telemetry: Telemetry) -> Result<Self, Error> {
+        let prepared = Prepared::new(&launch)?;
+        let started = launch.started;
+        let config = launch.config;
+        let mut controller = Controller { config, prepared, guest: None, paused: false, outcome, telemetry };
+        if let Some(logger) = &controller.config.logger {
+            log_sink::configure(logger).map_err(|error| error.within("logger"))?;
+        }
+        if let Some(metrics) = &controller.config.metrics {
+            let opened = controller.telemetry.write_to(metrics);
+            opened.map_err(|cause| Error::configuration("metrics.metrics_path", cause))?;
+        }
+        if launch.start {
+            controller.start()?;
+        }
+        controller.telemetry.started(started.elapsed(), started.processor_time());
+        Ok(controller)
     }
 
-    /// Starts the guest of `config`, which must be valid, in place of what was asked for before.
-    pub fn start(&mut self, config: VmConfig) -> Result<(), Error> {
-        self.guest = Some(Guest::start(&config, &mut self.prepared, &self.outcome)?);
-        self.config = config;
+    fn start(&mut self) -> Result<(), Error> {
+        self.guest = Some(Guest::start(&self.config, &mut self.prepared, &self.outcome)?);
         Ok(())
     }
 
@@ -47,8 +63,41 @@ impl Controller {
         self.guest.as_mut()
     }
 
+    /// Milliseconds that the event loop may wait for something to happen; -1 for any time.
+    pub fn wait_ms(&self) -> i32 {
+        let wait = self.telemetry.wait();
+        // Not less than the wait, or the loop would come round for nothing.
+        wait.map_or(-1, |wait| i32::try_from(wait.as_millis().saturating_add(1)).unwrap_or(i32::MAX))
+    }
+
+    /// Writes metrics if it is time to.
+    pub fn write_metrics_if_due(&mut self) {
+        let guest = &self.guest;
+        self.telemetry.write_if_due(|| device_metrics(guest.as_ref()));
+    }
+
+    /// Acts on a request and answers it.
+    pub fn serve(&mut self, request: Request) {
+        let Request { action, responder } = request;
+        let (name, before, began) = (action.name(), self.phase(), Instant::now());
+        let result = dispatch(self, action);
+        self.telemetry.acted(name, began.elapsed(), result.is_ok());
+        responder.answer(result);
+        if self.phase() != before {
+            self.telemetry.phase_changed(self.phase());
+        }
+    }
+
     /// Ends what still runs, and pushes out what is to be said.
-    pub fn finish(self) {
+    pub fn finish(mut self) {
+        if let Some(guest) = &mut self.guest {
+            guest.stop();
+        }
+        // What is lost is counted, for nobody any more.
+        let _ = self.telemetry.write(device_metrics(self.guest.as_ref()));
+        if let Some(outcome) = self.outcome.get() {
+            self.telemetry.ended(outcome);
+        }
         if let Some(guest) = self.guest {
             guest.finish();
         }
@@ -57,8 +106,12 @@ impl Controller {
     fn configure(&mut self, section: &Section) -> Result<(), Fault> {
         let config = self.config.with(section.clone())?;
         self.prepared.open(&config, section).map_err(|error| refused(&error))?;
-        if let (Section::Logger(_), Some(logger)) = (section, &config.logger) {
-            log_sink::install(logger).map_err(|cause| live::field("log_path", cause))?;
+        match section {
+            Section::Logger(logger) => log_sink::configure(logger)?,
+            Section::Metrics(metrics) => {
+                self.telemetry.write_to(metrics).map_err(|cause| live::field("metrics_path", cause))?;
+            }
+            _ => {}
         }
         self.config = config;
         Ok(())
@@ -100,7 +153,7 @@ impl Controller {
     fn read(&self, action: &Action) -> Result<Option<Reply>, Fault> {
         Ok(Some(match action {
             Action::GetInstance => Reply::json(&json!({
-                "id": self.id,
+                "id": self.telemetry.id(),
                 "state": self.phase(),
                 "vmm_version": env!("CARGO_PKG_VERSION"),
                 "app_name": APP_NAME,
@@ -111,6 +164,7 @@ impl Controller {
             Action::GetBalloon => Reply::json(self.config.balloon.as_ref().ok_or_else(live::no_balloon)?),
             Action::GetBalloonStatistics => Reply::json(&live::balloon_statistics(self.balloon()?)?),
             Action::GetHintingStatus => Reply::json(&live::hinting_status(self.balloon()?)?),
+            Action::GetMetrics => self.telemetry.reply(device_metrics(self.guest.as_ref())),
             Action::GetEvents => Reply::Events,
             _ => return Ok(None),
         }))
@@ -119,7 +173,11 @@ impl Controller {
     fn change(&mut self, action: Action) -> Result<(), Fault> {
         match action {
             Action::Configure(section) => self.configure(&section),
-            Action::Start => self.start(self.config.clone()).map_err(|error| refused(&error)),
+            Action::Start => self.start().map_err(|error| refused(&error)),
+            Action::FlushMetrics => {
+                let written = self.telemetry.write(device_metrics(self.guest.as_ref()));
+                written.map_err(|error| Fault::bad_request(format!("cannot write metrics: {error}")))
+            }
             Action::Pause => self.pause(),
             Action::Resume => self.resume(),
             Action::SendCtrlAltDel => self
@@ -175,6 +233,10 @@ impl Machine for Controller {
             None => self.change(action).map(|()| Reply::Empty),
         }
     }
+}
+
+fn device_metrics(guest: Option<&Guest>) -> Vec<Group> {
+    guest.map(Guest::metrics).unwrap_or_default()
 }
 
 fn refused(error: &Error) -> Fault {

@@ -3,6 +3,7 @@
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
+use kindling_api::server::Requests;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use crate::console;
@@ -18,6 +19,7 @@ const EVENTS: usize = 4;
 const ENDING: u64 = 0;
 const SIGNALS: u64 = 1;
 const CONSOLE: u64 = 2;
+const REQUESTS: u64 = 3;
 
 struct Watch(Epoll);
 
@@ -38,10 +40,14 @@ pub fn run(
     outcome: &Arc<OutcomeSlot>,
     signals: &mut EndingSignals,
     controller: &mut Controller,
+    requests: Option<&Requests>,
 ) -> Result<Outcome, Error> {
     let watch = Watch(Epoll::new().map_err(Error::host("create the event loop"))?);
     watch.add(outcome.event(), ENDING)?;
     watch.add(signals, SIGNALS)?;
+    if let Some(requests) = requests {
+        watch.add(requests, REQUESTS)?;
+    }
     let mut has_console = false;
     let mut events = [EpollEvent::default(); EVENTS];
     loop {
@@ -52,11 +58,12 @@ pub fn run(
             watch.add(&guest.console, CONSOLE)?;
             has_console = true;
         }
-        let count = match watch.0.wait(-1, &mut events) {
+        let count = match watch.0.wait(controller.wait_ms(), &mut events) {
             Ok(count) => count,
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
             Err(error) => return Err(Error::host("wait for events")(error)),
         };
+        controller.write_metrics_if_due();
         for event in events.iter().take(count) {
             match event.data() {
                 SIGNALS => {
@@ -73,6 +80,12 @@ pub fn run(
                         // The guest runs on without a console rather than the loop spinning on a broken one.
                         log::error!("the console stops: {}", one_line(&error));
                         watch.remove(&guest.console);
+                    }
+                }
+                REQUESTS => {
+                    // One at a time: between two requests, the rest has its turn.
+                    if let Some(request) = requests.and_then(Requests::next) {
+                        controller.serve(request);
                     }
                 }
                 // The guest has ended.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kindling_api::VmConfig;
+use kindling_metrics::Group;
 use kindling_serial::Console;
 use kindling_serial::terminal::RawMode;
 use kvm_ioctls::VcpuFd;
@@ -105,11 +106,19 @@ impl Guest {
         self.gate.open();
     }
 
-    /// Ends what still runs of it, and pushes out what it has said.
-    pub fn finish(mut self) {
+    /// What its devices count.
+    pub fn metrics(&self) -> Vec<Group> {
+        self.keep.devices.metrics()
+    }
+
+    /// Stops its vCPUs, and has its devices finish what they have begun.
+    pub fn stop(&mut self) {
         self.stop_vcpus();
         self.keep.devices.drain();
-        self.keep.devices.log_metrics();
+    }
+
+    /// Pushes out what it has said, when it has stopped.
+    pub fn finish(self) {
         // The machine ends before its console does.
         let Guest { keep, console, raw_mode, .. } = self;
         drop(keep);

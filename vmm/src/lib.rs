@@ -8,6 +8,7 @@
 //! 4. [`outcome`]: how it ended, and the exit code that says so.
 
 mod backends;
+mod boot_timer;
 mod console;
 mod controller;
 mod devices;
@@ -15,41 +16,95 @@ mod event_loop;
 mod gate;
 mod guest;
 mod limits;
+mod line_output;
 mod live;
 mod log_sink;
 mod machine;
+mod metrics_sink;
 mod prepared;
 mod registry;
 mod regs;
 mod signals;
+mod telemetry;
 mod vcpu;
 
 pub mod cli;
+pub mod clock;
 pub mod device_options;
 pub mod doctor;
 pub mod error;
 pub mod outcome;
 pub mod start;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use kindling_api::VmConfig;
+use kindling_api::server::{Limits, Requests, Server};
+use serde_json::Value;
 
+use crate::clock::StartTimes;
+pub use crate::controller::API_LEVEL;
 use crate::controller::Controller;
 use crate::error::Error;
 use crate::outcome::{Outcome, OutcomeSlot};
 use crate::signals::EndingSignals;
+use crate::telemetry::Telemetry;
 
-/// Runs the guest that `config` asks for until it ends.
+/// What the process is to do.
+pub struct Launch {
+    /// Name of the machine.
+    pub id: String,
+    /// What is known of it so far. Must be valid.
+    pub config: VmConfig,
+    /// Whether its guest is started at once.
+    pub start: bool,
+    /// The socket on which the REST API is served, if it is, and what clients may ask for.
+    pub api: Option<(PathBuf, Limits)>,
+    /// What the metadata service offers at first.
+    pub metadata: Option<Value>,
+    /// Most bytes of JSON that it keeps.
+    pub metadata_limit: usize,
+    /// Whether the guest can say when it has booted.
+    pub boot_timer: bool,
+    /// When the process was started.
+    pub started: StartTimes,
+    /// Whether the files of sockets stay behind after a guest's end. Clients of Firecracker remove them, and take it for a
+    /// mistake when they cannot.
+    pub leave_sockets: bool,
+}
+
+impl Launch {
+    /// Waits for nobody and starts nothing, unless said otherwise.
+    pub fn new(id: String, config: VmConfig) -> Self {
+        Launch {
+            id,
+            config,
+            start: false,
+            api: None,
+            metadata: None,
+            metadata_limit: Limits::default().body,
+            boot_timer: false,
+            started: StartTimes::new(None, None, None),
+            leave_sockets: false,
+        }
+    }
+}
+
+/// Serves the API and runs a guest, as `launch` asks for, until the guest or the process is to end.
 ///
 /// Serves the signals that end the process (SIGTERM, SIGINT, SIGHUP, SIGQUIT) itself for as long as it runs, and ignores
 /// SIGXFSZ from then on. When this returns, every thread has ended but those of devices that hang, the terminal is as it
-/// was, and sockets made for the guest are removed.
+/// was, and sockets made for the guest are removed, unless they are to stay.
 ///
 /// # Errors
 ///
 /// When the guest could not be started, or the host failed to go on.
-pub fn run(config: VmConfig) -> Result<Outcome, Error> {
+pub fn run(launch: Launch) -> Result<Outcome, Error> {
+    log_sink::install();
+    if launch.id != cli::DEFAULT_ID {
+        log_sink::set_id(&launch.id);
+    }
     signals::ignore_file_size_signal();
     limits::raise_descriptor_limit();
     signals::install_kick_handler().map_err(Error::host("set up the signal that stops vCPUs"))?;
@@ -57,9 +112,25 @@ pub fn run(config: VmConfig) -> Result<Outcome, Error> {
     let mut signals =
         EndingSignals::take_over().map_err(Error::host("take over the signals that end the process"))?;
     let outcome = Arc::new(OutcomeSlot::new().map_err(Error::host("create an eventfd"))?);
-    let mut controller = Controller::new("anonymous-instance".to_owned(), Arc::clone(&outcome));
-    controller.start(config)?;
-    let result = event_loop::run(&outcome, &mut signals, &mut controller);
+    let api = match &launch.api {
+        Some((path, limits)) => {
+            let server =
+                Server::bind(path, *limits).map_err(|error| Error::configuration("--api-sock", error))?;
+            Some(server.start(|| Ok(())).map_err(Error::host("serve the API"))?)
+        }
+        None => None,
+    };
+    let (requests, events) = api.unzip();
+    let metrics = requests.as_ref().map(Requests::metrics);
+    let leave_sockets = launch.leave_sockets;
+    let telemetry = Telemetry::new(launch.id.clone(), metrics.zip(events));
+    let mut controller = Controller::new(launch, Arc::clone(&outcome), telemetry)?;
+    let result = event_loop::run(&outcome, &mut signals, &mut controller, requests.as_ref());
     controller.finish();
+    if let Some(requests) = requests
+        && leave_sockets
+    {
+        requests.leave_socket();
+    }
     result
 }

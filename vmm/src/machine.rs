@@ -25,7 +25,6 @@ use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 use crate::backends::{self, Controls};
-use crate::console;
 use crate::devices::{self, EVENT_GSI, EventDevice, I8042_GSI, IrqTrigger, KeyboardDevice, SERIAL_GSI};
 use crate::error::{Error, one_line};
 use crate::outcome::OutcomeSlot;
@@ -33,6 +32,7 @@ use crate::prepared::{Images, Prepared};
 use crate::registry::{self, Registry};
 use crate::regs;
 use crate::vcpu::Shared;
+use crate::{boot_timer, console};
 
 const MIB: u64 = 1 << 20;
 
@@ -108,9 +108,18 @@ impl Machine {
             Some(backend) => backend,
             None => console::backend(&config.serial.clone().unwrap_or_default())?,
         };
-        let console = devices::add_serial(&shared.ports, irq_trigger(&vm, SERIAL_GSI)?, backend)?;
+        let mut console = devices::add_serial(&shared.ports, irq_trigger(&vm, SERIAL_GSI)?, backend)?;
+        if let Some(limit) = config.serial.as_ref().and_then(|serial| backends::bucket(serial.rate_limiter?))
+        {
+            console
+                .limit_output(limit)
+                .map_err(|cause| Error::configuration("serial.rate_limiter", cause))?;
+        }
         let keyboard = devices::add_keyboard(&shared.ports, irq_trigger(&vm, I8042_GSI)?, &shared.outcome)?;
         devices::add_power_registers(&shared.ports, &shared.outcome)?;
+        if let Some(started) = prepared.boot_timer {
+            boot_timer::add(&shared.mmio, started)?;
+        }
         let events = devices::add_event_device(&shared.ports, irq_trigger(&vm, EVENT_GSI)?)?;
 
         let mut devices = Registry::default();

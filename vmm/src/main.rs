@@ -8,7 +8,7 @@
 use std::ffi::{c_char, c_int};
 use std::io::{self, Write};
 
-use kindling_vmm::cli::{self, Command, ParseEnd};
+use kindling_vmm::cli::{self, ParseEnd, Task};
 use kindling_vmm::error::one_line;
 use kindling_vmm::outcome::{EXIT_BAD_ARGUMENTS, EXIT_HOST_ERROR, EXIT_OK};
 use kindling_vmm::{doctor, start};
@@ -50,28 +50,21 @@ fn prepare() -> io::Result<()> {
 
 /// Does what the command line says and returns the exit code.
 fn vmm() -> u8 {
-    let cli = match cli::parse(std::env::args_os()) {
-        Ok(cli) => cli,
+    let task = match cli::parse(std::env::args_os()) {
+        Ok(task) => task,
         Err(ParseEnd::Print(text)) => {
             let _ = io::stdout().write_all(text.as_bytes());
             return EXIT_OK;
         }
-        Err(ParseEnd::Error(line)) => return bad_arguments(&line),
+        Err(ParseEnd::Error(line)) => {
+            complain(&line);
+            return EXIT_BAD_ARGUMENTS;
+        }
     };
-    let result = match &cli.command {
-        Some(Command::Doctor { json }) => return doctor::main(*json),
-        Some(Command::Run(options)) => start::from_options(options),
-        None => match &cli.config_file {
-            None => {
-                return bad_arguments(
-                    "no guest to start: give --config-file or a command (see `vmm --help`)",
-                );
-            }
-            Some(_) if !cli.no_api => {
-                return bad_arguments("--config-file needs --no-api: this build has no API server");
-            }
-            Some(path) => start::from_config_file(path, &cli.log),
-        },
+    let result = match task {
+        Task::Doctor { json } => return doctor::main(json),
+        Task::Run(options) => start::run(&options),
+        Task::Serve(options) => start::serve(&options),
     };
     match result {
         Ok(outcome) => outcome.exit_code(),
@@ -80,11 +73,6 @@ fn vmm() -> u8 {
             error.exit_code()
         }
     }
-}
-
-fn bad_arguments(line: &str) -> u8 {
-    complain(line);
-    EXIT_BAD_ARGUMENTS
 }
 
 fn complain(line: &str) {

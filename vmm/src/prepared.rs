@@ -9,18 +9,22 @@ use std::path::Path;
 use kindling_api::{BootSource, Section, VmConfig};
 use kindling_serial::Backend;
 
+use crate::backends::OpenDevices;
+use crate::clock::StartTimes;
 use crate::error::Error;
-use crate::{backends, console};
+use crate::{Launch, console};
 
-/// What is open for a guest. The start of the guest takes it, and opens what is missing.
-#[derive(Default)]
+/// What is open for a guest, and what it is given besides its configuration. The start of the guest takes what is open, and
+/// opens what is missing.
 pub struct Prepared {
     /// Kernel and initial RAM disk.
     pub images: Option<Images>,
     /// What the serial port leads to.
     pub serial: Option<Backend>,
     /// Devices.
-    pub devices: backends::Prepared,
+    pub devices: OpenDevices,
+    /// Whether the guest can say when it has booted, and when it was started.
+    pub boot_timer: Option<StartTimes>,
 }
 
 /// Kernel and initial RAM disk.
@@ -32,6 +36,16 @@ pub struct Images {
 }
 
 impl Prepared {
+    /// What `launch` gives a guest.
+    pub fn new(launch: &Launch) -> Result<Self, Error> {
+        Ok(Prepared {
+            images: None,
+            serial: None,
+            devices: OpenDevices::default(),
+            boot_timer: launch.boot_timer.then_some(launch.started),
+        })
+    }
+
     /// Opens what `section`, which is in `config` already, names. What was open for it is closed first, since it may be the
     /// same; should this fail, the guest's start opens what its configuration then names.
     pub fn open(&mut self, config: &VmConfig, section: &Section) -> Result<(), Error> {
@@ -61,8 +75,8 @@ impl Images {
     }
 }
 
-/// Opens a kernel or initrd, which must be a regular file: reading anything else could wait for ever.
-fn open_image(field: &'static str, path: &Path) -> Result<File, Error> {
+/// Opens a file that is to be read as a whole, which must be a regular one: reading anything else could wait for ever.
+pub fn open_image(field: &'static str, path: &Path) -> Result<File, Error> {
     let open = || {
         let file =
             OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)?;

@@ -13,6 +13,7 @@ use kindling_acpi::VirtioMmio;
 use kindling_device_bus::{Bus, BusDevice};
 use kindling_irq_allocator::{IrqAllocator, IrqLine};
 use kindling_memory_layout::x86_64::VIRTIO_MMIO;
+use kindling_metrics::Group;
 use kindling_virtio_device::{Device, GuestMemory, WorkerSlot, WorkerThread, Workers};
 use kindling_virtio_transport::mmio::{QUEUE_NOTIFY, WINDOW_SIZE};
 use kindling_virtio_transport::{MmioTransport, Transport};
@@ -51,6 +52,8 @@ pub struct Registry {
 }
 
 struct Attached {
+    /// What kind of device it is to a reader of metrics.
+    kind: &'static str,
     id: String,
     transport: Arc<MmioTransport>,
     base: u64,
@@ -59,7 +62,12 @@ struct Attached {
 
 impl Registry {
     /// Shows `device` to the guest from now on.
-    pub fn attach(&mut self, machine: &Machine<'_>, id: &str, device: Box<dyn Device>) -> Result<(), Error> {
+    pub fn attach(
+        &mut self,
+        machine: &Machine<'_>,
+        (kind, id): (&'static str, &str),
+        device: Box<dyn Device>,
+    ) -> Result<(), Error> {
         let base = (self.devices.len() as u64)
             .checked_mul(WINDOW_SIZE)
             .filter(|offset| *offset < VIRTIO_MMIO.size)
@@ -78,7 +86,7 @@ impl Registry {
         let transport = Arc::new(transport);
         let window = Arc::new(Window(Arc::clone(&transport)));
         machine.mmio.insert(base, WINDOW_SIZE, window).map_err(Error::host("place a virtio device"))?;
-        self.devices.push(Attached { id: id.to_owned(), transport, base, line });
+        self.devices.push(Attached { kind, id: id.to_owned(), transport, base, line });
         Ok(())
     }
 
@@ -163,21 +171,16 @@ impl Registry {
         }
     }
 
-    /// Writes what the devices counted to the log.
-    pub fn log_metrics(&self) {
-        if !log::log_enabled!(log::Level::Debug) {
-            return;
-        }
-        for device in &self.devices {
-            let mut line = String::new();
-            for metrics in [device.transport.device_metrics(), device.transport.metrics()] {
-                metrics.visit(&mut |name, _, value| match value.number() {
-                    0 => {}
-                    number => line.push_str(&format!(" {name} {number}")),
-                });
-            }
-            log::debug!("{}:{line}", device.id);
-        }
+    /// What the devices and their transports count.
+    pub fn metrics(&self) -> Vec<Group> {
+        let groups = self.devices.iter().flat_map(|device| {
+            [device.transport.device_metrics(), device.transport.metrics()].map(|metrics| Group {
+                subsystem: device.kind,
+                id: Some(device.id.clone()),
+                metrics,
+            })
+        });
+        groups.collect()
     }
 }
 

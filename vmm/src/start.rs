@@ -1,19 +1,27 @@
-//! From a configuration to an ended guest: what `vmm run` and `vmm --config-file` do.
+//! From the command line to an ended guest: what `vmm run` and `vmm` alone do.
 
+use std::io::Read;
 use std::path::Path;
 
+use kindling_api::server::Limits;
 use kindling_api::{
-    BootSource, ConfigError, EntropyConfig, FieldError, LogLevel, LoggerConfig, MachineConfig, VmConfig,
-    parse_memory_size,
+    BootSource, ConfigError, EntropyConfig, FieldError, LogLevel, LoggerConfig, MachineConfig, MetricsConfig,
+    VmConfig, parse_memory_size,
 };
+use serde_json::Value;
 
-use crate::cli::{LogOptions, RunOptions};
+use crate::Launch;
+use crate::cli::{Cli, InstanceOptions, RunOptions};
+use crate::clock::StartTimes;
 use crate::error::Error;
 use crate::outcome::Outcome;
-use crate::{log_sink, run};
+use crate::prepared::open_image;
+
+/// How much is read of the file that `--metadata` names: more than anybody serves.
+const METADATA_FILE_MAX: u64 = 16 << 20;
 
 /// The options of `vmm run`, and the fields of the configuration that they fill in.
-const OPTION_OF_FIELD: [(&str, &str); 13] = [
+const OPTION_OF_FIELD: [(&str, &str); 14] = [
     ("boot-source.kernel_image_path", "--kernel"),
     ("boot-source.initrd_path", "--initrd"),
     ("boot-source.boot_args", "--cmdline"),
@@ -27,6 +35,7 @@ const OPTION_OF_FIELD: [(&str, &str); 13] = [
     ("logger.log_path", "--log-path"),
     ("logger.level", "--level"),
     ("logger.module", "--module"),
+    ("metrics.metrics_path", "--metrics-path"),
 ];
 
 /// The options that stand for a whole section: each describes one device.
@@ -38,11 +47,45 @@ const OPTION_OF_SECTION: [(&str, &str); 5] = [
     ("balloon.", "--balloon"),
 ];
 
-/// Runs the guest that the options of `vmm run` describe.
-pub fn from_options(options: &RunOptions) -> Result<Outcome, Error> {
-    configuration(options).and_then(start).map_err(|error| match error {
+/// `vmm run`: runs the guest that the options describe.
+pub fn run(options: &RunOptions) -> Result<Outcome, Error> {
+    let launch = || {
+        Ok(Launch {
+            start: true,
+            api: options.api_sock.clone().map(|path| (path, Limits::default())),
+            ..Launch::new(options.instance.id.clone(), configuration(options)?)
+        })
+    };
+    launch().and_then(crate::run).map_err(|error| match error {
         Error::Configuration { field, cause } => Error::Configuration { field: option_of(&field), cause },
         error => error,
+    })
+}
+
+/// `vmm` alone: serves the API, and runs the guest of the config file if there is one.
+pub fn serve(options: &Cli) -> Result<Outcome, Error> {
+    let mut config = match &options.config_file {
+        Some(path) => VmConfig::from_file(path).map_err(|error| match error {
+            ConfigError::Field(error) => Error::from(error),
+            error => Error::ConfigFile(error),
+        })?,
+        None => VmConfig::default(),
+    };
+    instance(&mut config, &options.instance)?;
+    let limits = Limits { body: options.http_api_max_payload_size, ..Limits::default() };
+    crate::run(Launch {
+        start: options.config_file.is_some(),
+        api: (!options.no_api).then(|| (options.api_sock.clone(), limits)),
+        metadata: options.metadata.as_deref().map(metadata).transpose()?,
+        metadata_limit: options.mmds_size_limit.unwrap_or(options.http_api_max_payload_size),
+        boot_timer: options.boot_timer,
+        started: StartTimes::new(
+            options.start_time_us,
+            options.start_time_cpu_us,
+            options.parent_cpu_time_us,
+        ),
+        leave_sockets: true,
+        ..Launch::new(options.instance.id.clone(), config)
     })
 }
 
@@ -60,23 +103,6 @@ fn option_of(field: &str) -> String {
     }
 }
 
-/// Runs the guest that a config file describes; options of the log that are given take the place of the file's.
-pub fn from_config_file(path: &Path, log: &LogOptions) -> Result<Outcome, Error> {
-    let mut config = VmConfig::from_file(path).map_err(|error| match error {
-        ConfigError::Field(error) => Error::from(error),
-        error => Error::ConfigFile(error),
-    })?;
-    config.logger = Some(logger(config.logger.take().unwrap_or_default(), log)?);
-    start(config)
-}
-
-fn start(config: VmConfig) -> Result<Outcome, Error> {
-    if let Some(logger) = &config.logger {
-        log_sink::install(logger).map_err(|cause| Error::configuration("logger.log_path", cause))?;
-    }
-    run(config)
-}
-
 /// The configuration that the options of `vmm run` ask for.
 fn configuration(options: &RunOptions) -> Result<VmConfig, Error> {
     let memory = parse_memory_size(&options.memory).map_err(|cause| {
@@ -91,7 +117,7 @@ fn configuration(options: &RunOptions) -> Result<VmConfig, Error> {
         boot_args: options.cmdline.clone(),
         boot_protocol: options.boot_protocol,
     };
-    let config = VmConfig {
+    let mut config = VmConfig {
         machine_config: MachineConfig { smt: options.smt, huge_pages: options.huge_pages, ..machine_config },
         serial: Some(options.serial.clone()),
         drives: named(&options.disk, "disk", |drive| &mut drive.drive_id),
@@ -99,9 +125,9 @@ fn configuration(options: &RunOptions) -> Result<VmConfig, Error> {
         vsock: options.vsock.clone(),
         entropy: options.rng.then(EntropyConfig::default),
         balloon: options.balloon.clone(),
-        logger: Some(logger(LoggerConfig::default(), &options.log)?),
         ..VmConfig::new(boot_source)
     };
+    instance(&mut config, &options.instance)?;
     config.validate()?;
     Ok(config)
 }
@@ -118,19 +144,32 @@ fn named<T: Clone>(devices: &[T], prefix: &str, id: impl Fn(&mut T) -> &mut Stri
     devices
 }
 
-/// `config` with the options of the command line that were given in place of its own.
-fn logger(config: LoggerConfig, options: &LogOptions) -> Result<LoggerConfig, Error> {
-    let level = match &options.level {
-        None => config.level,
-        Some(level) => {
-            Some(level.parse::<LogLevel>().map_err(|cause| Error::configuration("--level", cause))?)
-        }
+/// Puts options about the monitor itself, where they are given, in the place of what `config` says.
+fn instance(config: &mut VmConfig, options: &InstanceOptions) -> Result<(), Error> {
+    let level = options.level.as_deref().map(str::parse::<LogLevel>).transpose();
+    let logger = LoggerConfig {
+        log_path: options.log_path.clone(),
+        level: level.map_err(|cause| Error::configuration("--level", cause))?,
+        show_level: options.show_level.then_some(true),
+        show_log_origin: options.show_log_origin.then_some(true),
+        module: options.module.clone(),
     };
-    Ok(LoggerConfig {
-        log_path: options.log_path.clone().or(config.log_path),
-        level,
-        show_level: options.show_level.then_some(true).or(config.show_level),
-        show_log_origin: options.show_log_origin.then_some(true).or(config.show_log_origin),
-        module: options.module.clone().or(config.module),
-    })
+    if logger != LoggerConfig::default() {
+        config.logger = Some(logger.over(config.logger.take().unwrap_or_default()));
+    }
+    if let Some(path) = &options.metrics_path {
+        config.metrics = Some(MetricsConfig::new(path.clone()));
+    }
+    Ok(())
+}
+
+/// Reads the file that `--metadata` names.
+fn metadata(path: &Path) -> Result<Value, Error> {
+    const OPTION: &str = "--metadata";
+    let file = open_image(OPTION, path)?;
+    let mut text = Vec::new();
+    file.take(METADATA_FILE_MAX)
+        .read_to_end(&mut text)
+        .map_err(|cause| Error::configuration(OPTION, cause))?;
+    serde_json::from_slice(&text).map_err(|cause| Error::configuration(OPTION, cause))
 }

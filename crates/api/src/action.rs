@@ -238,8 +238,9 @@ pub fn dispatch(machine: &mut impl Machine, action: Action) -> Result<Reply, Fau
     }
     let what = action.name();
     Err(Fault::bad_request(match machine.phase() {
-        Phase::NotStarted => format!("{what} is possible only after the guest was started"),
-        Phase::Running | Phase::Paused => format!("{what} is possible only before the guest is started"),
+        Phase::NotStarted => format!("{what} is not supported before starting the microVM"),
+        // Clients look for these words.
+        Phase::Running | Phase::Paused => format!("{what} is not supported after starting the microVM"),
     }))
 }
 

@@ -3,6 +3,8 @@
 
 mod action;
 mod boot_source;
+#[cfg(feature = "client")]
+pub mod client;
 mod drive;
 mod error;
 mod id;
@@ -18,6 +20,8 @@ mod rate_limiter;
 mod requests;
 mod route;
 mod serial;
+#[cfg(feature = "server")]
+pub mod server;
 mod small_devices;
 mod vm_config;
 

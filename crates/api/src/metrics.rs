@@ -28,6 +28,11 @@ pub struct MetricsConfig {
 }
 
 impl MetricsConfig {
+    /// Lines at `metrics_path`, with nothing added.
+    pub fn new(metrics_path: impl Into<PathBuf>) -> Self {
+        MetricsConfig { metrics_path: metrics_path.into(), emit_id: false, properties: BTreeMap::new() }
+    }
+
     /// Checks every field; no file is touched.
     ///
     /// # Errors

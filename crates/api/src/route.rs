@@ -100,6 +100,8 @@ pub const ROUTES: &[Route] = &[
     }),
     route("GET", "/vm/config", |call| call.nothing(Action::GetVmConfig)),
     route("PUT", "/vsock", |call| call.section(Section::Vsock)),
+    // As an old form of the request has it. There is one device, whatever it is called.
+    route("PUT", "/vsock/{vsock_id}", |call| call.section(Section::Vsock)),
 ];
 
 fn action(call: &Call<'_>) -> Result<Action, FieldError> {

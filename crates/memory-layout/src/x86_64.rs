@@ -19,8 +19,11 @@ pub const HIGH_RAM_START: u64 = 0x10_0000;
 /// The 32-bit gap, which never holds RAM.
 pub const GAP_32BIT: Range = Range { start: 0xc000_0000, size: 0x4000_0000 };
 
+/// Where a guest can say that it has booted, by a byte of 123. Tools for Firecracker's guests know the address.
+pub const BOOT_TIMER: Range = Range { start: 0xc000_0000, size: 0x1000 };
+
 /// The 32-bit memory BARs of PCI devices.
-pub const PCI_BAR32: Range = Range { start: 0xc000_0000, size: 0x2000_0000 };
+pub const PCI_BAR32: Range = Range { start: 0xc010_0000, size: 0x1ff0_0000 };
 
 /// PCI Express configuration space (ECAM) of segment 0, buses 0 to 255.
 pub const ECAM: Range = Range { start: 0xe000_0000, size: 0x1000_0000 };
@@ -57,7 +60,8 @@ pub(crate) const RAM_AREAS: [Range; 2] = [
 mod tests {
     use super::*;
 
-    const IN_GAP: [Range; 7] = [PCI_BAR32, ECAM, VIRTIO_MMIO, IOAPIC, LAPIC, KVM_IDENTITY_MAP, KVM_TSS];
+    const IN_GAP: [Range; 8] =
+        [BOOT_TIMER, PCI_BAR32, ECAM, VIRTIO_MMIO, IOAPIC, LAPIC, KVM_IDENTITY_MAP, KVM_TSS];
 
     #[test]
     fn fixed_ranges_never_overlap() {
