@@ -22,6 +22,7 @@ mod log_sink;
 mod machine;
 mod metrics_sink;
 mod prepared;
+mod process_metrics;
 mod registry;
 mod regs;
 mod signals;
@@ -127,6 +128,7 @@ pub fn run(launch: Launch) -> Result<Outcome, Error> {
     let mut controller = Controller::new(launch, Arc::clone(&outcome), telemetry)?;
     let result = event_loop::run(&outcome, &mut signals, &mut controller, requests.as_ref());
     controller.finish();
+    log::logger().flush();
     if let Some(requests) = requests
         && leave_sockets
     {

@@ -68,7 +68,7 @@ pub fn configure(config: &LoggerConfig) -> Result<(), FieldError> {
     Ok(())
 }
 
-/// Names the machine in every line from now on: several monitors may log to one place.
+/// Names the machine, in one word, in every line from now on: several monitors may log to one place.
 pub fn set_id(id: &str) {
     lock(&SINK.state).id = Some(id.to_owned());
 }
@@ -140,7 +140,8 @@ impl Sink {
     }
 
     fn write(&self, state: &mut State, level: Level, place: Place, text: fmt::Arguments<'_>) {
-        match state.output.write(state.line(level, place, text).as_bytes()) {
+        let line = state.line(level, place, text);
+        match state.output.write(line.as_bytes()) {
             Ok(()) => self.metrics.lines.increment(),
             // A guest, and the end of one, must not wait for the reader of a log.
             Err(_) => self.metrics.lost_lines.increment(),
@@ -150,8 +151,7 @@ impl Sink {
     /// Says what the limit kept from being said.
     fn note(&self, state: &mut State, place: Place, left_out: u64) {
         let (file, line) = place;
-        let text = format_args!("left out {left_out} more lines like this, from {file}:{line}");
-        self.write(state, Level::Warn, place, text);
+        self.write(state, Level::Warn, place, format_args!("lines left out from {file}:{line}: {left_out}"));
     }
 }
 
@@ -213,5 +213,148 @@ impl Log for Sink {
         for (place, left_out) in left_out {
             self.note(&mut state, place, left_out);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::read_to_string;
+    use std::path::Path;
+
+    use super::*;
+    use crate::line_output::tests::fifo;
+
+    fn to(path: &Path) -> LoggerConfig {
+        LoggerConfig { log_path: Some(path.to_owned()), ..LoggerConfig::default() }
+    }
+
+    fn log(sink: &Sink, target: &str, line: u32, text: &str) {
+        let mut record = Record::builder();
+        record.level(Level::Warn).target(target).file_static(Some("src/door.rs")).line(Some(line));
+        sink.log(&record.args(format_args!("{text}")).build());
+    }
+
+    /// The log's lines without their time, which every line has.
+    fn lines(path: &Path) -> Vec<String> {
+        let without_time = |line: &str| {
+            let (time, rest) = line.split_once(' ').unwrap();
+            assert_eq!((time.len(), time.matches(['-', 'T', ':', '.', 'Z']).count()), (27, 7), "{line}");
+            rest.to_owned()
+        };
+        read_to_string(path).unwrap().lines().map(without_time).collect()
+    }
+
+    fn counted(sink: &Sink) -> [u64; 3] {
+        let metrics = &sink.metrics;
+        [metrics.lines.get(), metrics.lost_lines.get(), metrics.suppressed_lines.get()]
+    }
+
+    #[test]
+    fn settings_change_one_by_one_and_the_others_stay() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log");
+        let sink = Sink::new();
+        let then = |change: LoggerConfig| {
+            sink.configure(&change).unwrap();
+            log(&sink, "vmm::door", 7, "open");
+        };
+        then(to(&path));
+        then(LoggerConfig { show_level: Some(true), ..LoggerConfig::default() });
+        then(LoggerConfig { show_log_origin: Some(true), ..LoggerConfig::default() });
+        then(LoggerConfig { module: Some("elsewhere".into()), ..LoggerConfig::default() });
+        lock(&sink.state).id = Some("web1".into());
+        then(LoggerConfig { module: Some("vmm".into()), show_level: Some(false), ..LoggerConfig::default() });
+        let expected =
+            ["vmm: open", "vmm WARN: open", "vmm WARN src/door.rs:7: open", "vmm web1 src/door.rs:7: open"];
+        assert_eq!(lines(&path), expected);
+        assert_eq!(counted(&sink), [4, 0, 0]);
+    }
+
+    #[test]
+    fn the_log_moves_from_one_file_to_another() {
+        let folder = tempfile::tempdir().unwrap();
+        let [first, second] = ["first", "second"].map(|name| folder.path().join(name));
+        let sink = Sink::new();
+        for (path, text) in [(&first, "one"), (&second, "two"), (&first, "three")] {
+            sink.configure(&to(path)).unwrap();
+            log(&sink, "vmm", 1, text);
+        }
+        assert_eq!(lines(&first), ["vmm: one", "vmm: three"]);
+        assert_eq!(lines(&second), ["vmm: two"]);
+    }
+
+    #[test]
+    fn a_refused_change_changes_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log");
+        let sink = Sink::new();
+        sink.configure(&to(&path)).unwrap();
+        for bad in [folder.path(), Path::new("/nonexistent/log"), Path::new("")] {
+            let config = LoggerConfig { show_level: Some(true), module: Some("no".into()), ..to(bad) };
+            assert_eq!(sink.configure(&config).unwrap_err().field, "log_path");
+        }
+        log(&sink, "vmm", 1, "still here");
+        assert_eq!(lines(&path), ["vmm: still here"]);
+    }
+
+    #[test]
+    fn one_place_cannot_fill_the_log_and_what_it_lacks_is_said() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log");
+        let sink = Sink::new();
+        sink.configure(&to(&path)).unwrap();
+        for _ in 0..1_000 {
+            log(&sink, "vmm", 1, "flood");
+        }
+        log(&sink, "vmm", 2, "heard");
+        sink.flush();
+        sink.flush();
+        let lines = lines(&path);
+        assert_eq!(lines[..10], ["vmm: flood"; 10]);
+        assert_eq!(lines.iter().filter(|line| *line == "vmm: heard").count(), 1);
+        // A slow machine takes seconds, after each of which there is one line more.
+        let notes =
+            lines.iter().filter_map(|line| line.strip_prefix("vmm: lines left out from src/door.rs:1: "));
+        let left_out: u64 = notes.map(|number| number.parse::<u64>().unwrap()).sum();
+        let floods = lines.iter().filter(|line| *line == "vmm: flood").count() as u64;
+        assert!(floods < 100 && left_out + floods == 1_000, "{lines:?}");
+        assert_eq!(counted(&sink), [lines.len() as u64, 0, left_out]);
+    }
+
+    #[test]
+    fn a_message_stays_on_its_line() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log");
+        let sink = Sink::new();
+        sink.configure(&to(&path)).unwrap();
+        log(&sink, "vmm", 1, "a\n2026 vmm: forged\u{1b}[2J\u{85}é");
+        assert_eq!(lines(&path), ["vmm: a\\n2026 vmm: forged\\u{1b}[2J\\u{85}é"]);
+    }
+
+    #[test]
+    fn lines_that_nobody_takes_are_lost_and_counted() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = fifo(&folder);
+        let sink = Sink::new();
+        sink.configure(&to(&path)).unwrap();
+        let text = "x".repeat(4_000);
+        // The FIFO has room for 65,536 bytes. Each line comes from another place.
+        (0..20).for_each(|place| log(&sink, "vmm", place, &text));
+        assert_eq!(counted(&sink), [16, 4, 0]);
+    }
+
+    #[test]
+    fn the_programs_log_follows_its_settings() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log");
+        install();
+        configure(&LoggerConfig { level: Some(LogLevel::Warning), ..to(&path) }).unwrap();
+        log::info!("quiet");
+        log::warn!("loud");
+        configure(&LoggerConfig { level: Some(LogLevel::Info), ..LoggerConfig::default() }).unwrap();
+        log::info!("not so quiet");
+        let lines = lines(&path);
+        let has = |text: &str| lines.iter().any(|line| line.ends_with(text));
+        assert!(!has(": quiet") && has(": loud") && has(": not so quiet"), "{lines:?}");
     }
 }

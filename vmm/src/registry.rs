@@ -176,7 +176,8 @@ impl Registry {
         let groups = self.devices.iter().flat_map(|device| {
             [device.transport.device_metrics(), device.transport.metrics()].map(|metrics| Group {
                 subsystem: device.kind,
-                id: Some(device.id.clone()),
+                // Of these kinds there is one, which is called by its kind.
+                id: (device.id != device.kind).then(|| device.id.clone()),
                 metrics,
             })
         });

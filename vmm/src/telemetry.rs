@@ -14,6 +14,7 @@ use serde_json::json as object;
 use crate::log_sink;
 use crate::metrics_sink::MetricsSink;
 use crate::outcome::Outcome;
+use crate::process_metrics::ProcessMetrics;
 
 /// How often metrics are written.
 const INTERVAL: Duration = Duration::from_secs(60);
@@ -31,8 +32,8 @@ metrics! {
 }
 
 metrics! {
-    /// The process itself.
-    struct ProcessMetrics {
+    /// How the process started.
+    struct StartMetrics {
         /// Microseconds from when the process was started until its API could be used, or its guest was started.
         startup_us: Gauge,
         /// Microseconds of processor time from when the process was started until then.
@@ -48,6 +49,7 @@ pub struct Telemetry {
     /// When metrics are to be written next.
     due: Option<Instant>,
     process: Arc<ProcessMetrics>,
+    start: Arc<StartMetrics>,
     /// By the name of the action; of those that were asked for.
     actions: BTreeMap<&'static str, Arc<ActionMetrics>>,
     server: Option<Arc<ServerMetrics>>,
@@ -63,7 +65,8 @@ impl Telemetry {
             config: None,
             sink: None,
             due: None,
-            process: Arc::default(),
+            process: Arc::new(ProcessMetrics::new(Instant::now())),
+            start: Arc::default(),
             actions: BTreeMap::new(),
             server,
             events,
@@ -86,8 +89,8 @@ impl Telemetry {
     /// The process is ready for what it was started for, so long after its start.
     pub fn started(&self, wall: Duration, cpu: Duration) {
         let microseconds = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
-        self.process.startup_us.set(microseconds(wall));
-        self.process.startup_cpu_us.set(microseconds(cpu));
+        self.start.startup_us.set(microseconds(wall));
+        self.start.startup_cpu_us.set(microseconds(cpu));
     }
 
     /// A request was acted on.
@@ -141,7 +144,8 @@ impl Telemetry {
             groups.push(Group { subsystem, id: id.map(str::to_owned), metrics });
         };
         add("process", None, self.process.clone());
-        add("log", None, log_sink::metrics());
+        add("process", None, self.start.clone());
+        add("logger", None, log_sink::metrics());
         if let Some(sink) = &self.sink {
             add("metrics", None, sink.metrics());
         }
