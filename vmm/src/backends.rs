@@ -14,7 +14,7 @@ use kindling_virtio_blk::{self as blk, Blk, BlkConfig, BlkControl, FileDisk};
 use kindling_virtio_device::Device;
 use kindling_virtio_net::{Backend, Net, NetControl};
 use kindling_virtio_rng::{Limits, Rng};
-use kindling_virtio_vsock::{DEFAULT_MAX_CONNECTIONS, Vsock};
+use kindling_virtio_vsock::{DEFAULT_MAX_CONNECTIONS, SocketFile, Vsock};
 
 use crate::error::Error;
 use crate::registry::{Machine, Registry};
@@ -128,6 +128,15 @@ impl OpenDevices {
         }
         Ok(())
     }
+
+    /// Has the files of sockets stay when their devices go.
+    pub fn leave_sockets(&self) {
+        for device in self.0.values() {
+            if let Opened::Vsock(device) = device {
+                device.socket_file().leave();
+            }
+        }
+    }
 }
 
 /// What changes devices while the guest runs, by their ids.
@@ -139,6 +148,8 @@ pub struct Controls {
     pub network_interfaces: BTreeMap<String, NetControl>,
     /// Of the balloon.
     pub balloon: Option<Arc<balloon::Control>>,
+    /// The file of the sockets device's socket.
+    pub vsock: Option<Arc<SocketFile>>,
 }
 
 /// Attaches all devices that `config` asks for, in the order in which the guest shall find them. Those that are open
@@ -165,7 +176,10 @@ pub fn attach(
                 controls.network_interfaces.insert(id.to_owned(), device.control());
                 Box::new(device)
             }
-            Opened::Vsock(device) => Box::new(device),
+            Opened::Vsock(device) => {
+                controls.vsock = Some(device.socket_file());
+                Box::new(device)
+            }
             Opened::Entropy(device) => Box::new(device),
             Opened::Balloon(device) => {
                 controls.balloon = Some(device.control());

@@ -88,6 +88,14 @@ impl Controller {
         }
     }
 
+    /// Has the files of sockets stay when what listens there ends.
+    pub fn leave_sockets(&self) {
+        self.prepared.devices.leave_sockets();
+        if let Some(file) = self.guest.as_ref().and_then(|guest| guest.controls.vsock.as_ref()) {
+            file.leave();
+        }
+    }
+
     /// Ends what still runs, and pushes out what is to be said.
     pub fn finish(mut self) {
         if let Some(guest) = &mut self.guest {

@@ -127,6 +127,9 @@ pub fn run(launch: Launch) -> Result<Outcome, Error> {
     let telemetry = Telemetry::new(launch.id.clone(), metrics.zip(events));
     let mut controller = Controller::new(launch, Arc::clone(&outcome), telemetry)?;
     let result = event_loop::run(&outcome, &mut signals, &mut controller, requests.as_ref());
+    if leave_sockets {
+        controller.leave_sockets();
+    }
     controller.finish();
     log::logger().flush();
     if let Some(requests) = requests

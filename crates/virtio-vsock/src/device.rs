@@ -24,7 +24,7 @@ pub struct Vsock {
     backend: Backend,
     config: Arc<ConfigSpace>,
     /// Removes the listening socket's file with the device.
-    _file: SocketFile,
+    file: Arc<SocketFile>,
     /// Whether the driver is to be told that all its connections are gone.
     transport_reset: bool,
     /// Whether there was a worker since the last reset.
@@ -56,7 +56,12 @@ impl Vsock {
         let (host, file) = Host::bind(uds_path)?;
         let backend = Backend { guest_cid, host: Arc::new(host), max_connections, metrics: Arc::default() };
         let config = ConfigSpace::new(&u64::from(guest_cid).to_le_bytes());
-        Ok(Self { backend, config, _file: file, transport_reset: false, activated: false })
+        Ok(Self { backend, config, file: Arc::new(file), transport_reset: false, activated: false })
+    }
+
+    /// The listening socket's file. It goes away with the device and the last of these.
+    pub fn socket_file(&self) -> Arc<SocketFile> {
+        Arc::clone(&self.file)
     }
 
     /// Has the next worker tell the driver that all its connections are gone and that it has to read its CID again

@@ -7,6 +7,7 @@ use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use crate::{Error, socket};
@@ -48,17 +49,24 @@ pub struct SocketFile {
     path: PathBuf,
     /// Device and inode.
     identity: (u64, u64),
+    stays: AtomicBool,
 }
 
 impl SocketFile {
     fn new(path: &Path) -> io::Result<Self> {
-        Ok(Self { path: path.to_owned(), identity: identity(path)? })
+        Ok(Self { path: path.to_owned(), identity: identity(path)?, stays: AtomicBool::new(false) })
+    }
+
+    /// Has the file stay when this is dropped: for whoever removes it, and takes it for a mistake when it is gone.
+    pub fn leave(&self) {
+        self.stays.store(true, Ordering::Relaxed);
     }
 }
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        if identity(&self.path).is_ok_and(|identity| identity == self.identity) {
+        let ours = || identity(&self.path).is_ok_and(|identity| identity == self.identity);
+        if !self.stays.load(Ordering::Relaxed) && ours() {
             // Fails when it is gone, and that is what is wanted.
             let _ = fs::remove_file(&self.path);
         }

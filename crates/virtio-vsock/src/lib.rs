@@ -18,6 +18,7 @@ mod table;
 mod worker;
 
 pub use device::{DEFAULT_MAX_CONNECTIONS, Vsock};
+pub use host::SocketFile;
 pub use metrics::VsockMetrics;
 
 /// Why a device could not be made.

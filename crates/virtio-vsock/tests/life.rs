@@ -55,6 +55,24 @@ fn the_sockets_file_lives_as_long_as_the_device() {
 }
 
 #[test]
+fn the_sockets_file_stays_when_it_is_told_to_whoever_goes_first() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("v.sock");
+    for device_goes_first in [true, false] {
+        let device = device(&path).unwrap();
+        let file = device.socket_file();
+        file.leave();
+        if device_goes_first {
+            drop(device)
+        } else {
+            drop(file)
+        }
+        assert!(path.exists());
+        std::fs::remove_file(&path).unwrap();
+    }
+}
+
+#[test]
 fn what_is_at_the_path_already_is_named_and_left_alone() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("v.sock");
