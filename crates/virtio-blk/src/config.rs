@@ -6,12 +6,8 @@ use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_SIZE_MAX, VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_F_WRITE_ZEROES,
 };
 
-use crate::request::{MAX_DISCARD_SECTORS, MAX_SEGMENTS, MAX_WRITE_ZEROES_SECTORS};
+use crate::request::{MAX_DISCARD_SECTORS, MAX_SEGMENTS, MAX_TRANSFER, MAX_WRITE_ZEROES_SECTORS};
 use crate::{DiskInfo, Error, SECTOR, Topology};
-
-/// The longest segment that the driver is told to make. As many of them as a chain can have are below the 2 GiB that one
-/// system call moves at most.
-const SIZE_MAX: u32 = 1 << 20;
 
 /// What a block device is to be. The disk is told apart.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -120,10 +116,12 @@ impl BlkConfig {
         let zeroes = u32::from(writable);
         // The header and the status have a descriptor each.
         let seg_max = u32::from(self.queue_size).saturating_sub(2);
+        // As many segments of this length as a request can have are no more than it may have.
+        let size_max = MAX_TRANSFER.checked_div(self.queue_size.into()).unwrap_or(0);
         let geometry = 0_u32;
         let mut space = Vec::new();
         space.extend(capacity.to_le_bytes());
-        for word in [SIZE_MAX, seg_max, geometry, self.block_size] {
+        for word in [size_max, seg_max, geometry, self.block_size] {
             space.extend(word.to_le_bytes());
         }
         space.extend(self.topology(info.topology.as_ref()));

@@ -12,6 +12,8 @@ use virtio_bindings::virtio_blk::{
 
 use crate::{Clear, SECTOR};
 
+/// The most bytes of a request's data: 32 MiB. Whoever puts the device to sleep waits for requests that have begun.
+pub(crate) const MAX_TRANSFER: u32 = 32 << 20;
 /// The most sectors of a segment to discard: 2 GiB.
 pub(crate) const MAX_DISCARD_SECTORS: u32 = 4 << 20;
 /// The most sectors of a segment to zero: 32 MiB, since they may have to be written one by one.
@@ -101,7 +103,16 @@ impl Job {
         if !self.chain.writable.set_last_aside() {
             return Err(Status::IoError);
         }
+        if self.chain.writable.len() > MAX_TRANSFER {
+            // Nor are there zeroes for all of it: nothing counts as written.
+            self.chain.writable.truncate(0);
+            self.writable = 0;
+            return Err(Status::IoError);
+        }
         let header: [u8; 16] = self.chain.readable.take().ok_or(Status::IoError)?;
+        if self.chain.readable.len() > MAX_TRANSFER {
+            return Err(Status::IoError);
+        }
         let header = u128::from_le_bytes(header);
         // The type, 32 reserved bits, the sector.
         let (kind, sector) = (header as u32, (header >> 64) as u64);

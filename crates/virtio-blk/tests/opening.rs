@@ -116,7 +116,7 @@ fn the_configuration_space_says_what_the_device_does() {
     assert_eq!(guest.device.queue_sizes(), [128; 4]);
     let u32_at = |offset| u32::from_le_bytes(guest.config(offset));
     assert_eq!(guest.capacity(), 80);
-    assert_eq!(u32_at(8), 1 << 20, "size_max");
+    assert_eq!(u32_at(8), 256 << 10, "size_max");
     assert_eq!(u32_at(12), 126, "seg_max");
     assert_eq!(u32_at(16), 0, "geometry");
     assert_eq!(u32_at(20), 4096, "blk_size");

@@ -11,6 +11,7 @@ use common::*;
 use kindling_virtio_blk::{Blk, BlkConfig, CacheMode, FileDisk, IoEngine};
 use kindling_virtio_device::test_utils::{Buffer, MockDriver};
 use kindling_virtio_device::{COMMON_FEATURES, Device};
+use vm_memory::{Bytes, GuestAddress};
 
 const FLUSH_FEATURE: u64 = 1 << 9;
 
@@ -348,5 +349,38 @@ fn a_file_that_was_cut_short_gives_errors_and_not_wrong_data() {
         assert_eq!(data[512..], [0; 512]);
         assert_eq!(guest.metric("read_errors"), 2);
         assert_eq!(guest.read(7, 512), [pattern(7); 512]);
+    }
+}
+
+#[test]
+fn requests_that_are_too_long_are_refused_and_their_buffers_left_alone() {
+    const MOST: u32 = 32 << 20;
+    for engine in ENGINES {
+        let image = Image::of(&[1; 512]);
+        std::fs::File::options().write(true).open(&image.path).unwrap().set_len(64 << 20).unwrap();
+        for (kind, len, expected) in [
+            // Status, bytes that count as written, the first byte of the buffer and that of the file.
+            (IN, MOST, (OK, MOST + 1, 1, 1)),
+            (IN, MOST + 512, (IOERR, 0, 0xa5, 1)),
+            (OUT, MOST + 512, (IOERR, 1, 2, 1)),
+            (OUT, MOST, (OK, 1, 2, 2)),
+        ] {
+            let mut guest = Guest::open(&image, &config(engine));
+            let data = if kind == IN { Buffer::Writable(1) } else { Buffer::Readable(&[2]) };
+            let queue = &mut guest.driver.queues[0];
+            let head = queue.prepare(&[Buffer::Readable(&header(kind, 0)), data, Buffer::Writable(1)], false);
+            // The data is made longer, and the status goes behind it.
+            let (table, memory) = (queue.state.config.descriptor_table, &guest.driver.memory);
+            let at: u64 = memory.read_obj(GuestAddress(table + 16)).unwrap();
+            let status = at + u64::from(len);
+            queue.write_descriptor(table, 1, at, len, 1 | u16::from(kind == IN) << 1, 2);
+            queue.write_descriptor(table, 2, status, 1, 2, 0);
+            queue.offer(head);
+            queue.kick();
+            let written = guest.wait(0).written;
+            let byte = |at| guest.driver.memory.read_obj::<u8>(GuestAddress(at)).unwrap();
+            assert_eq!((byte(status), written, byte(at), image.read(0, 1)[0]), expected, "{kind} {len}");
+            assert_eq!(guest.metric("invalid_requests"), u64::from(byte(status) == IOERR));
+        }
     }
 }
