@@ -97,6 +97,11 @@ impl Backend {
         }
     }
 
+    /// How many queues [`Backend::set_active`] would attach or detach.
+    pub(crate) fn distance(&self, pairs: u16) -> u16 {
+        self.active.lock().unwrap_or_else(PoisonError::into_inner).abs_diff(pairs)
+    }
+
     /// Has frames from the host come to the first `pairs` queue pairs only: at least 1. What waits in other queues of
     /// the tap is lost.
     ///

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
-use kindling_rate_limiter::{Error, SharedLimiter, Update};
+use kindling_rate_limiter::{BucketConfig, Error, SharedLimiter, Update};
 use kindling_virtio_device::{ConfigSpace, Settings};
 use virtio_bindings::virtio_net::VIRTIO_NET_S_LINK_UP;
 
@@ -11,6 +12,12 @@ use crate::NetMetrics;
 
 /// Offset of the status in the configuration space (VIRTIO 1.2, 5.1.4).
 const STATUS_OFFSET: usize = 6;
+
+/// How many queues of the tap a driver's commands attach and detach: all that there can be, and back, at once, and as many a
+/// second from then on. Detaching one takes the host's kernel a tenth of a millisecond or more, in which it holds a lock
+/// that all its networks share.
+const CHANGES: BucketConfig =
+    BucketConfig { size: 64, refill_time: Duration::from_secs(1), one_time_burst: 0 };
 
 /// What can be changed while the device runs, and is not a rate limit.
 #[derive(Clone, Debug)]
@@ -24,6 +31,8 @@ pub(crate) struct Shared {
     pub config: Arc<ConfigSpace>,
     pub rx: Arc<SharedLimiter>,
     pub tx: Arc<SharedLimiter>,
+    /// Limits how many queues are attached and detached for the driver, its successors included.
+    pub changes: Arc<SharedLimiter>,
     pub metrics: Arc<NetMetrics>,
     tap_lost: AtomicBool,
 }
@@ -35,6 +44,8 @@ impl Shared {
             config,
             rx: Arc::default(),
             tx: Arc::default(),
+            // No error: these are numbers that a bucket can have.
+            changes: Arc::new(SharedLimiter::new(Some(CHANGES), None).unwrap_or_default()),
             metrics: Arc::default(),
             tap_lost: AtomicBool::new(false),
         })

@@ -148,9 +148,10 @@ impl Device for Net {
         }
         // At most as many as the back end has.
         let pairs = queues.len() as u16;
-        let mut commands = commands.map(|queue| {
-            Commands::new(queue, &self.backend, pairs, &self.wanted_pairs, &self.shared.metrics)
-        });
+        let commands = commands
+            .map(|queue| Commands::new(queue, &self.backend, pairs, &self.wanted_pairs, &self.shared));
+        let mut commands =
+            commands.transpose().map_err(host("make a timer for a network device's commands"))?;
         let negotiated = Negotiated::new(activation.features, self.mtu);
         let mut workers = Vec::<Box<dyn Worker>>::new();
         for ((receive, transmit), tap) in queues.into_iter().zip(self.backend.queues()) {

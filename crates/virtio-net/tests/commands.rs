@@ -4,6 +4,8 @@
 
 mod common;
 
+use std::time::{Duration, Instant};
+
 use common::{CTRL_VQ, MQ, device, metric};
 use kindling_virtio_device::test_utils::{Buffer, Inline, MockDriver};
 use kindling_virtio_device::{COMMON_FEATURES, Device, WorkerError};
@@ -156,6 +158,39 @@ fn commands_are_obeyed_one_at_a_time_so_that_the_thread_can_stop_between_them() 
         assert_eq!(queue.take_used().unwrap().data, [OK]);
     }
     assert_eq!(inline.run(10).unwrap(), 0);
+}
+
+#[test]
+fn a_driver_that_changes_its_mind_often_waits_for_the_answer_even_after_a_reset() {
+    let (mut net, mut driver, mut inline) = rig(0);
+    let begun = Instant::now();
+    for round in 1..=50 {
+        if round == 20 {
+            drop(inline);
+            net.reset();
+            driver = MockDriver::new(&net);
+            inline = Inline::start(net.activate(driver.activation()).unwrap()).unwrap();
+        }
+        for pairs in [3, 1] {
+            driver.queues[6].add(&[Buffer::Readable(&[4, 0, pairs, 0]), Buffer::Writable(1)]);
+            let used = loop {
+                // Waiting is no work.
+                inline.step(1_000).unwrap();
+                if let Some(used) = driver.queues[6].take_used() {
+                    break used;
+                }
+            };
+            assert_eq!((used.data, net.save()), (vec![OK], vec![pairs, 0]), "round {round}");
+        }
+    }
+    // 200 queues came and went: 64 at once, the others in more than two seconds.
+    let took = begun.elapsed();
+    assert!(took > Duration::from_secs(2), "{took:?}");
+    // What changes nothing need not wait.
+    for _ in 0..200 {
+        assert_eq!(command(&mut driver, &mut inline, 6, &[&[4, 0, 1, 0]]), (OK, 1));
+    }
+    assert!(begun.elapsed() < took + Duration::from_secs(1));
 }
 
 #[test]

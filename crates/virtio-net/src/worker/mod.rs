@@ -31,7 +31,8 @@ const TRANSMIT: u32 = 2;
 const COMMANDS: u32 = 3;
 const RECEIVE_TIMER: u32 = 4;
 const TRANSMIT_TIMER: u32 = 5;
-const SETTINGS: u32 = 6;
+const COMMANDS_TIMER: u32 = 6;
+const SETTINGS: u32 = 7;
 
 /// What a queue waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -179,6 +180,7 @@ impl Worker for NetWorker {
         watch.add(&self.settings, SETTINGS, EventSet::IN)?;
         if let Some(commands) = &self.commands {
             watch.add(commands.queue.kick(), COMMANDS, EventSet::IN)?;
+            watch.add(commands.limiter.timer(), COMMANDS_TIMER, EventSet::IN)?;
         }
         if let Some(interest) = self.interest {
             watch.add(&*self.tap, TAP, interest)?;
@@ -211,6 +213,12 @@ impl Worker for NetWorker {
                 self.tx.limiter.on_timer();
                 self.transmit(watch)
             }
+            COMMANDS_TIMER => {
+                if let Some(commands) = &mut self.commands {
+                    commands.limiter.on_timer();
+                }
+                self.obey()
+            }
             _ => self.apply_settings(watch),
         }
     }
@@ -218,6 +226,9 @@ impl Worker for NetWorker {
     fn drain(&mut self) {
         self.rx.drain();
         self.tx.drain();
+        if let Some(commands) = &mut self.commands {
+            commands.drain();
+        }
     }
 
     fn queues(&self) -> Vec<QueueState> {
