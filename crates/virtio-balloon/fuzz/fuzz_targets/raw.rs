@@ -4,9 +4,8 @@
 
 use kindling_virtio_balloon::{Balloon, Config};
 use kindling_virtio_device::Device;
-use kindling_virtio_device::test_utils::{Inline, MockDriver};
+use kindling_virtio_device::test_utils::{Area, Inline, MockDriver};
 use libfuzzer_sys::fuzz_target;
-use vm_memory::{Bytes, GuestAddress};
 
 fuzz_target!(|data: &[u8]| {
     let all = Config {
@@ -22,10 +21,8 @@ fuzz_target!(|data: &[u8]| {
     for (index, queue) in driver.queues.iter().enumerate() {
         let bytes = &data[index * part..][..part];
         let (ring, table) = bytes.split_at(part.min(64));
-        let config = queue.state.config;
-        let write = |bytes: &[u8], at| driver.memory.write_slice(bytes, GuestAddress(at)).is_ok();
-        assert!(write(ring, config.available_ring));
-        assert!(write(table.get(..2048).unwrap_or(table), config.descriptor_table));
+        queue.overwrite(Area::Available, 0, ring);
+        queue.overwrite(Area::Descriptors, 0, table.get(..2048).unwrap_or(table));
     }
     let Ok(workers) = balloon.activate(driver.activation()) else { unreachable!("all queues are there") };
     if let Ok(mut workers) = Inline::start(workers) {

@@ -11,7 +11,7 @@ use std::sync::{Arc, LazyLock};
 
 use kindling_virtio_blk::{Blk, BlkConfig, CacheMode, FileDisk, IoEngine};
 use kindling_virtio_device::Device;
-use kindling_virtio_device::test_utils::{Inline, MockDriver};
+use kindling_virtio_device::test_utils::{Area, Inline, MockDriver};
 use libfuzzer_sys::fuzz_target;
 use vm_memory::{Bytes, GuestAddress};
 
@@ -63,24 +63,24 @@ fuzz_target!(|data: &[u8]| {
         descriptor[10] &= LEN_MASK;
         descriptor[11] = 0;
     }
-    let setup = driver.queues[0].state.config;
-    let write = |bytes: &[u8], at| driver.memory.write_slice(bytes, GuestAddress(at)).expect("guest memory");
-    write(&table, setup.descriptor_table);
-    write(first, setup.available_ring);
-    write(buffers, BUFFERS);
+    let queue = &driver.queues[0];
+    queue.overwrite(Area::Descriptors, 0, &table);
+    queue.overwrite(Area::Available, 0, first);
+    driver.memory.write_slice(buffers, GuestAddress(BUFFERS)).expect("guest memory");
 
     let workers = device.activate(driver.activation()).expect("workers");
-    driver.queues[0].kick();
+    queue.kick();
     let Ok(mut workers) = Inline::start(workers) else { return };
     let mut went_on = workers.run(64).is_ok();
     if went_on {
-        write(second, setup.available_ring);
-        driver.queues[0].kick();
+        queue.overwrite(Area::Available, 0, second);
+        queue.kick();
         went_on = workers.run(64).is_ok();
     }
     // Nothing is in flight, and all that was given back has been published.
     let state = workers.stop()[0].queues()[0];
-    let used: u16 = driver.memory.read_obj(GuestAddress(setup.used_ring + 2)).expect("guest memory");
+    let used: u16 =
+        driver.memory.read_obj(GuestAddress(queue.state.config.used_ring + 2)).expect("guest memory");
     assert_eq!(used, state.next_used);
     assert!(used == state.next_available || !went_on);
     assert_eq!(std::fs::metadata(&*DISK).expect("the disk").len(), (SECTORS * 512) as u64);

@@ -77,6 +77,19 @@ pub enum Buffer<'a> {
     Writable(u32),
 }
 
+/// A part of a queue's memory.
+#[derive(Clone, Copy, Debug)]
+pub enum Area {
+    /// The descriptor table.
+    Descriptors,
+    /// The available ring.
+    Available,
+    /// The used ring.
+    Used,
+    /// What buffers and indirect tables are placed in, from its beginning.
+    Buffers,
+}
+
 /// A chain that the device gave back.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Used {
@@ -258,6 +271,22 @@ impl MockQueue {
         let value =
             u128::from(address) | u128::from(len) << 64 | u128::from(flags) << 96 | u128::from(next) << 112;
         self.memory.write_slice(&value.to_le_bytes(), at).unwrap();
+    }
+
+    /// Writes any bytes over a part of the queue's memory, from an offset in it on.
+    ///
+    /// # Panics
+    ///
+    /// When they end beyond guest memory.
+    pub fn overwrite(&self, area: Area, offset: u64, bytes: &[u8]) {
+        let QueueConfig { descriptor_table, available_ring, used_ring, .. } = self.state.config;
+        let base = match area {
+            Area::Descriptors => descriptor_table,
+            Area::Available => available_ring,
+            Area::Used => used_ring,
+            Area::Buffers => self.data.0,
+        };
+        self.memory.write_slice(bytes, GuestAddress(base + offset)).unwrap();
     }
 
     /// The next chain that the device gave back, if there is one. Asks for an interrupt for the one after it.

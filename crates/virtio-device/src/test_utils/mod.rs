@@ -10,5 +10,5 @@
 mod driver;
 mod inline;
 
-pub use driver::{Buffer, MockDriver, MockInterrupt, MockQueue, Used};
+pub use driver::{Area, Buffer, MockDriver, MockInterrupt, MockQueue, Used};
 pub use inline::Inline;

@@ -5,11 +5,10 @@
 
 use std::os::unix::net::UnixDatagram;
 
-use kindling_virtio_device::test_utils::{Inline, MockDriver};
-use kindling_virtio_device::{COMMON_FEATURES, Device, QueueConfig};
+use kindling_virtio_device::test_utils::{Area, Inline, MockDriver};
+use kindling_virtio_device::{COMMON_FEATURES, Device};
 use kindling_virtio_net::{Backend, Net};
 use libfuzzer_sys::fuzz_target;
-use vm_memory::{Bytes, GuestAddress};
 
 /// Features that change what the device does: for a set bit of the input, the driver refuses.
 const CHOICES: [u32; 8] = [1, 7, 10, 15, 17, 22, 28, 29];
@@ -32,18 +31,14 @@ fuzz_target!(|data: &[u8]| {
     for _ in 0..200 {
         let Some(([what, offset, len], rest)) = data.split_first_chunk() else { return };
         let queue = &driver.queues[usize::from(what >> 4) % driver.queues.len()];
-        let QueueConfig { descriptor_table, available_ring, used_ring, .. } = queue.state.config;
         let (bytes, rest) = rest.split_at(rest.len().min(usize::from(*len)));
         data = rest;
-        let write = |base: u64, bytes: &[u8]| {
-            assert!(driver.memory.write_slice(bytes, GuestAddress(base + u64::from(*offset) * 2)).is_ok());
-        };
+        let at = u64::from(*offset) * 2;
         match what & 15 {
-            0 | 1 => write(descriptor_table, bytes),
-            2 | 3 => write(available_ring, bytes),
-            4 => write(used_ring, bytes),
-            // Where a driver's indirect tables and buffers are.
-            5 => write(used_ring + 0x1000, bytes),
+            0 | 1 => queue.overwrite(Area::Descriptors, at, bytes),
+            2 | 3 => queue.overwrite(Area::Available, at, bytes),
+            4 => queue.overwrite(Area::Used, at, bytes),
+            5 => queue.overwrite(Area::Buffers, at, bytes),
             6 | 7 => {
                 // Fails when the socket is full.
                 let _ = hosts[usize::from(what >> 4) % 2].send(&[bytes, &[1; 300], bytes].concat());

@@ -5,11 +5,10 @@
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 
-use kindling_virtio_device::test_utils::{Inline, MockDriver};
+use kindling_virtio_device::test_utils::{Area, Inline, MockDriver};
 use kindling_virtio_device::{COMMON_FEATURES, Device, QueueConfig};
 use kindling_virtio_vsock::{DEFAULT_MAX_CONNECTIONS, Vsock};
 use libfuzzer_sys::fuzz_target;
-use vm_memory::{Bytes, GuestAddress};
 
 /// Event indices (VIRTIO 1.2, 6).
 const EVENT_IDX: u64 = 1 << 29;
@@ -23,7 +22,7 @@ const STRIDE: u64 = 0x200;
 /// Receive buffers, and the packets that a guest might send: ports 1 and 52 to 55.
 fn prepare(driver: &MockDriver) {
     for queue in &driver.queues {
-        let QueueConfig { descriptor_table, available_ring, used_ring, .. } = queue.state.config;
+        let QueueConfig { descriptor_table, used_ring, .. } = queue.state.config;
         let mut header = [0; 44];
         header[0] = 3;
         header[8] = 2;
@@ -32,15 +31,21 @@ fn prepare(driver: &MockDriver) {
         header[28] = 1;
         header[38] = 1;
         for index in 0..CHAINS {
-            let at = used_ring + BUFFERS + u64::from(index) * STRIDE;
+            let at = BUFFERS + u64::from(index) * STRIDE;
             let writable = if queue.state.index == 1 { 0 } else { 2 };
-            queue.write_descriptor(descriptor_table, index, at, 44 + u32::from(index) * 4, writable, 0);
+            queue.write_descriptor(
+                descriptor_table,
+                index,
+                used_ring + at,
+                44 + u32::from(index) * 4,
+                writable,
+                0,
+            );
             header[30] = (index % 8) as u8;
             header[24] = (index % 4 * 8) as u8;
             header[16] = 52 + (index / 16) as u8;
-            assert!(driver.memory.write_slice(&header, GuestAddress(at)).is_ok());
-            let entry = available_ring + 4 + 2 * u64::from(index);
-            assert!(driver.memory.write_obj(index, GuestAddress(entry)).is_ok());
+            queue.overwrite(Area::Used, at, &header);
+            queue.overwrite(Area::Available, 4 + 2 * u64::from(index), &index.to_le_bytes());
         }
     }
 }
@@ -67,24 +72,19 @@ fuzz_target!(|data: &[u8]| {
     for _ in 0..200 {
         let Some(([what, offset, len], rest)) = data.split_first_chunk() else { return };
         let queue = &driver.queues[usize::from(what >> 4) % driver.queues.len()];
-        let QueueConfig { descriptor_table, available_ring, used_ring, .. } = queue.state.config;
         let (bytes, rest) = rest.split_at(rest.len().min(usize::from(*len)));
         data = rest;
-        let write = |base: u64, bytes: &[u8]| {
-            assert!(driver.memory.write_slice(bytes, GuestAddress(base + u64::from(*offset) * 2)).is_ok());
-        };
+        let at = u64::from(*offset) * 2;
         let count = programs.len().max(1);
         match what & 15 {
-            0 => write(descriptor_table, bytes),
-            1 => write(available_ring, bytes),
-            2 => write(used_ring, bytes),
+            0 => queue.overwrite(Area::Descriptors, at, bytes),
+            1 => queue.overwrite(Area::Available, at, bytes),
+            2 => queue.overwrite(Area::Used, at, bytes),
             // A packet of the guest.
-            3 | 4 => write(used_ring + BUFFERS + u64::from(what >> 4) * STRIDE, bytes),
+            3 | 4 => queue.overwrite(Area::Used, BUFFERS + u64::from(what >> 4) * STRIDE + at, bytes),
             // More chains are available.
             5..=7 => {
-                assert!(
-                    driver.memory.write_obj(u16::from(*offset), GuestAddress(available_ring + 2)).is_ok()
-                );
+                queue.overwrite(Area::Available, 2, &u16::from(*offset).to_le_bytes());
                 queue.kick();
             }
             8 => {
