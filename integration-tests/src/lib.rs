@@ -2,6 +2,7 @@
 
 pub mod bare_metal;
 pub mod bzimage;
+pub mod counting_host;
 pub mod cpio;
 pub mod elf;
 pub mod error;
@@ -10,6 +11,7 @@ pub mod harness;
 pub mod init;
 pub mod job;
 pub mod kernel;
+pub mod microvm;
 pub mod modules;
 pub mod nested;
 pub mod packages;

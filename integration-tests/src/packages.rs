@@ -28,6 +28,10 @@ pub struct Tool {
     pub package: &'static str,
 }
 
+/// Sets networks up.
+pub const IP: Tool = Tool { program: "ip", package: "iproute2" };
+/// Measures networks.
+pub const IPERF3: Tool = Tool { program: "iperf3", package: "iperf3" };
 /// The emulator under the nested host.
 pub const QEMU: Tool = Tool { program: "qemu-system-x86_64", package: "qemu-system-x86" };
 /// The decompressors of kernels and modules.
@@ -65,8 +69,14 @@ pub fn require(tools: &[Tool], progress: &Progress) -> Result<()> {
 
 /// Whether `program` is an executable in `PATH`.
 fn in_path(program: &str) -> bool {
+    find_program(program).is_ok()
+}
+
+/// The executable `program` in `PATH`.
+pub fn find_program(program: &str) -> Result<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).any(|folder| is_executable(&folder.join(program)))
+    let mut places = std::env::split_paths(&path).map(|folder| folder.join(program));
+    places.find(|place| is_executable(place)).ok_or_else(|| Error::Package(format!("no {program} in PATH")))
 }
 
 fn is_executable(path: &Path) -> bool {

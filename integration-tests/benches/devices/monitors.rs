@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use kindling_integration_tests::error::{Context, Error, Result};
 use kindling_integration_tests::harness::{Tap, Vmm};
+use kindling_integration_tests::microvm;
 use kindling_integration_tests::packages::QEMU;
 use kindling_integration_tests::workspace::target_dir;
 
@@ -16,14 +17,6 @@ const LIMIT: Duration = Duration::from_secs(20);
 
 /// Small enough to stay in the page cache and to be written back quickly.
 const DISK_MIB: usize = 64;
-
-/// `isa-serial` is the only device of the PC that the guest has a use for.
-const MACHINE: &str =
-    "microvm,accel=kvm,rtc=off,pit=off,pic=off,x-option-roms=off,isa-serial=on,auto-kernel-cmdline=off";
-
-/// Virtio devices without the registers of drafts. Not every KVM can set IA32_ARCH_CAPABILITIES.
-const FIXED: &str = "-nodefaults -no-user-config -no-reboot -display none -serial stdio -smp 1 -m 128M \
-    -cpu host,-arch-capabilities -global virtio-mmio.force-legacy=false -bios /usr/share/qemu/qboot.rom";
 
 /// Whom the guest runs on.
 #[derive(Clone, Copy, Debug)]
@@ -142,8 +135,8 @@ impl Place {
     }
 
     fn qemu(&self, attached: &Attached, vhost: &str, words: &str) -> Vmm {
-        let mut guest = Vmm::with_program(QEMU.program, FIXED.split_whitespace());
-        let command = guest.command().args(["-machine", MACHINE]);
+        let mut guest = Vmm::with_program(QEMU.program, microvm::arguments("128M", &self.image, words));
+        let command = guest.command();
         match attached {
             Attached::Disk { engine, queues } => {
                 let aio = match engine {
@@ -165,7 +158,6 @@ impl Place {
             // There is only vhost-vsock, whose other end is no Unix socket.
             Attached::Vsock { .. } => {}
         }
-        command.arg("-kernel").arg(&self.image).args(["-append", words]);
         guest
     }
 }

@@ -54,7 +54,7 @@ pub struct Builder {
     cmdline: String,
     arguments: Vec<OsString>,
     /// In place of `run` and its options.
-    pub(super) all_arguments: Option<Vec<OsString>>,
+    all_arguments: Option<Vec<OsString>>,
     stdio: Stdio,
     namespace: Option<PathBuf>,
 }
@@ -128,11 +128,17 @@ impl Builder {
         self
     }
 
-    /// Starts `vmm --config-file FILE --no-api` instead of `vmm run`. Of the rest, only [`Builder::stdio`] and
-    /// [`Builder::arg`] count.
+    /// Starts `vmm --config-file FILE --no-api` instead of `vmm run`, as [`Builder::arguments`] does.
     #[must_use]
-    pub fn config_file(mut self, path: impl Into<PathBuf>) -> Self {
-        self.all_arguments = Some(vec!["--config-file".into(), path.into().into(), "--no-api".into()]);
+    pub fn config_file(self, path: impl Into<PathBuf>) -> Self {
+        self.arguments(["--config-file".into(), path.into().into_os_string(), "--no-api".into()])
+    }
+
+    /// These arguments in place of `run` and its options. Of the rest, only [`Builder::program`], [`Builder::tap`],
+    /// [`Builder::stdio`] and [`Builder::arg`] count.
+    #[must_use]
+    pub fn arguments(mut self, all: impl IntoIterator<Item = impl Into<OsString>>) -> Self {
+        self.all_arguments = Some(all.into_iter().map(Into::into).collect());
         self
     }
 

@@ -170,9 +170,7 @@ mod tests {
         exit 9"#;
 
     fn script(text: &str) -> Builder {
-        let mut builder = Guest::builder().program("/bin/sh");
-        builder.all_arguments = Some(vec!["-c".into(), text.into()]);
-        builder
+        Guest::builder().program("/bin/sh").arguments(["-c", text])
     }
 
     #[test]

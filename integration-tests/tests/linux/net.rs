@@ -3,14 +3,14 @@
 use std::net::UdpSocket;
 use std::time::Duration;
 
-use kindling_integration_tests::harness::{Guest, Tap};
+use kindling_integration_tests::harness::{Guest, Tap, files};
 
 use super::{output, power_off, ready, seconds, with_root};
 
 const HOST: &str = "10.0.0.1";
 const GUEST: &str = "10.0.0.2";
 
-/// For all that goes over a network in one test.
+/// For what goes over a network in one test.
 const LIMIT: Duration = Duration::from_secs(900);
 /// For a short program at the host.
 const SOON: Duration = Duration::from_secs(60);
@@ -35,33 +35,43 @@ fn start(queues: u32, options: &str) -> (Guest, Tap) {
     (guest, tap)
 }
 
+/// How much a test sends, in MiB, and how long that may take.
+fn amount() -> (u64, Duration) {
+    let mebibytes = seconds("KINDLING_NET_MIB", 32);
+    (mebibytes, LIMIT + Duration::from_secs(2 * mebibytes))
+}
+
 #[test]
 fn a_stream_each_way_arrives_whole() {
+    const PIECE_MIB: u64 = 8;
     let (mut guest, tap) = start(1, "");
-    let mebibytes = seconds("KINDLING_NET_MIB", 32);
-    // From the host to the guest: md5 of what was sent, and of what came.
-    let script = format!(
-        "mkfifo /tmp/sum.$$; md5sum < /tmp/sum.$$ & \
-         dd if=/dev/urandom bs=1M count={mebibytes} 2>/dev/null | tee /tmp/sum.$$ | \
-         socat -u - TCP:{GUEST}:5001,retry=60,interval=0.5; wait; rm -f /tmp/sum.$$"
-    );
-    guest.begin("socat -u TCP-LISTEN:5001 - | md5sum", LIMIT).unwrap();
-    let sent = tap.run("sh", &["-c", &script], LIMIT).unwrap();
-    let received = guest.finish(LIMIT).unwrap();
-    assert_eq!(received.code, 0, "{received:?}");
-    assert_eq!(received.stdout.trim_end(), sent.trim_end(), "host to guest");
+    let (mebibytes, limit) = amount();
+    let folder = files::scratch().unwrap();
+    // A file that is sent many times, each time behind its number: new random bytes take longer than the network.
+    let piece = |file: &str| format!("dd if=/dev/urandom of={file} bs=1M count={PIECE_MIB} 2>/dev/null");
+    let stream = |file: &str| {
+        let pieces = mebibytes.div_ceil(PIECE_MIB);
+        format!("for number in $(seq {pieces}); do echo $number; cat {file}; done")
+    };
+    let send = |file: &str, to: &str| {
+        let stream = stream(file);
+        let socat = format!("socat -u -b 262144 - TCP:{to},retry=60,interval=0.5");
+        format!("{}; ({stream}) | md5sum; ({stream}) | {socat}", piece(file))
+    };
+    let receive = |port: u16| format!("socat -u -b 262144 TCP-LISTEN:{port} - | md5sum");
 
-    // And back.
-    let script = format!(
-        "mkfifo /tmp/sum && (md5sum < /tmp/sum > /tmp/md5 &) ; \
-         dd if=/dev/urandom bs=1M count={mebibytes} 2>/dev/null | tee /tmp/sum | \
-         socat -u - TCP:{HOST}:5002,retry=60,interval=0.5; sleep 1; cat /tmp/md5"
-    );
-    guest.begin(&script, LIMIT).unwrap();
-    let received = tap.run("sh", &["-c", "socat -u TCP-LISTEN:5002 - | md5sum"], LIMIT).unwrap();
-    let sent = guest.finish(LIMIT).unwrap();
+    let file = folder.path().join("piece").display().to_string();
+    guest.begin(&receive(5001), limit).unwrap();
+    let sent = tap.run("sh", &["-c", &send(&file, &format!("{GUEST}:5001"))], limit).unwrap();
+    let received = guest.finish(limit).unwrap();
+    assert_eq!(received.code, 0, "{received:?}");
+    assert_eq!(received.stdout, sent, "host to guest");
+
+    guest.begin(&send("/tmp/piece", &format!("{HOST}:5002")), limit).unwrap();
+    let received = tap.run("sh", &["-c", &receive(5002)], limit).unwrap();
+    let sent = guest.finish(limit).unwrap();
     assert_eq!(sent.code, 0, "{sent:?}");
-    assert_eq!(received.trim_end(), sent.stdout.trim_end(), "guest to host");
+    assert_eq!(received, sent.stdout, "guest to host");
     power_off(&mut guest);
 }
 
@@ -73,7 +83,8 @@ fn received(report: &str) -> u64 {
 
 #[test]
 fn iperf3_runs_each_way_over_one_and_two_queue_pairs() {
-    let bytes = seconds("KINDLING_NET_MIB", 32) << 20;
+    let (mebibytes, limit) = amount();
+    let bytes = mebibytes << 20;
     for queues in [1, 2] {
         let (mut guest, tap) = start(queues, "");
         output(&mut guest, "iperf3 --server --daemon && sleep 1");
@@ -81,7 +92,7 @@ fn iperf3_runs_each_way_over_one_and_two_queue_pairs() {
             let amount = bytes.to_string();
             let streams = (2 * queues).to_string();
             let options = ["--client", GUEST, "--bytes", &amount, "--parallel", &streams, "--json"];
-            let report = tap.run("iperf3", &[&options[..], direction].concat(), LIMIT).unwrap();
+            let report = tap.run("iperf3", &[&options[..], direction].concat(), limit).unwrap();
             // What is under way when the sender has sent enough is not counted.
             assert!(received(&report) >= bytes / 2, "{queues} {direction:?}: {report}");
         }

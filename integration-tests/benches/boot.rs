@@ -12,19 +12,18 @@
 //!
 //! The program that measures in the host is this one. QEMU (with its libraries) is the one that emulates the host.
 
-mod host;
-
 use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use host::Host;
 use kindling_integration_tests::bare_metal::{FLOOR, Images};
+use kindling_integration_tests::counting_host::CountingHost;
 use kindling_integration_tests::cpio;
 use kindling_integration_tests::error::{Context, Error, Result, chain};
 use kindling_integration_tests::guest_image::GuestImage;
 use kindling_integration_tests::harness::{BASE_CMDLINE, vmm_path};
+use kindling_integration_tests::microvm;
 use kindling_integration_tests::packages::{self, QEMU};
 use kindling_integration_tests::progress::Progress;
 use kindling_integration_tests::workspace::{VMM, target_dir};
@@ -38,8 +37,8 @@ const IN_HOST: &str = "--in-host";
 /// What the guest's only program prints before it powers off.
 const UP: &str = "user space";
 
-/// Firmware that `microvm` needs: its BIOS and, as it looks for it in any case, the loader for PVH kernels.
-const FIRMWARE: [&str; 2] = ["/usr/share/qemu/qboot.rom", "/usr/share/qemu/pvh.bin"];
+/// Several times what a host takes.
+const LIMIT: Duration = Duration::from_secs(240);
 
 fn main() {
     let mut arguments = std::env::args().skip(1);
@@ -90,16 +89,13 @@ fn bench(rounds: usize) -> Result<()> {
     write_initrd(&initrd).doing(|| format!("cannot write {}", initrd.display()))?;
 
     let me = std::env::current_exe().doing(|| "cannot find this program".to_owned())?;
-    let mut files = FIRMWARE.map(PathBuf::from).to_vec();
+    let mut files = microvm::firmware().to_vec();
     files.extend([image.vmlinux(), initrd.clone(), images.exit.clone(), vmm.clone(), floor.clone()]);
-    let host = Host::new(
-        folder.path(),
-        &image,
-        &[me.clone(), PathBuf::from("/usr/bin").join(QEMU.program)],
-        &files,
-    )?;
+    let qemu = packages::find_program(QEMU.program)?;
+    let programs = [me.clone(), qemu.clone()];
+    let host = CountingHost::new(folder.path(), &image, &programs, &files, LIMIT)?;
 
-    let linux = [vmm_boots(&vmm, &image.vmlinux(), &initrd), qemu_boots(&image.vmlinux(), &initrd)];
+    let linux = [vmm_boots(&vmm, &image.vmlinux(), &initrd), qemu_boots(&qemu, &image.vmlinux(), &initrd)];
     let exit = [
         words([&vmm, "run".as_ref(), "--kernel".as_ref(), &images.exit]),
         words([&floor, &images.exit, "128".as_ref()]),
@@ -149,16 +145,10 @@ fn vmm_boots(vmm: &Path, kernel: &Path, initrd: &Path) -> Vec<String> {
     argv
 }
 
-fn qemu_boots(kernel: &Path, initrd: &Path) -> Vec<String> {
-    let machine =
-        "microvm,accel=kvm,rtc=off,pit=off,pic=off,x-option-roms=off,isa-serial=on,auto-kernel-cmdline=off";
-    let qemu = Path::new("/usr/bin").join(QEMU.program);
-    let mut argv = words([&qemu]);
-    let fixed =
-        "-nodefaults -no-user-config -no-reboot -display none -cpu host -smp 1 -m 128M -serial stdio -bios";
-    argv.extend(fixed.split(' ').map(str::to_owned));
-    argv.extend(words([FIRMWARE[0].as_ref(), "-M".as_ref(), machine.as_ref(), "-kernel".as_ref(), kernel]));
-    argv.extend(words(["-initrd".as_ref(), initrd, "-append".as_ref(), BASE_CMDLINE.as_ref()]));
+fn qemu_boots(qemu: &Path, kernel: &Path, initrd: &Path) -> Vec<String> {
+    let mut argv = words([qemu]);
+    argv.extend(microvm::arguments("128M", kernel, BASE_CMDLINE));
+    argv.extend(words(["-initrd".as_ref(), initrd]));
     argv
 }
 

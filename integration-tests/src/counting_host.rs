@@ -1,6 +1,8 @@
-//! A nested host whose clock counts instructions: one emulated processor, a fresh machine for each program.
+//! A nested host whose clock counts instructions, for benchmarks: one emulated processor, a fresh machine for each program.
 //!
-//! Some of these hosts hang for good, so each has a time limit and is started again.
+//! A nanosecond of its clock is an instruction of whatever runs in it: monitor, kernel of the host, guest. Only while
+//! nothing runs does it follow this machine's clock. Some of these hosts hang for good, so each has a time limit and is
+//! started again.
 
 use std::fs::File;
 use std::io::{self, BufWriter};
@@ -8,33 +10,41 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use kindling_integration_tests::cpio;
-use kindling_integration_tests::error::{Context, Error, Result};
-use kindling_integration_tests::guest_image::GuestImage;
-use kindling_integration_tests::harness::Process;
-use kindling_integration_tests::job::{JOB_PATH, Job};
-use kindling_integration_tests::nested::{COMMAND_LINE, CPU, add_file};
-use kindling_integration_tests::packages::QEMU;
-use kindling_integration_tests::run::{self, die_with_parent};
+use crate::cpio;
+use crate::error::{Context, Error, Result};
+use crate::guest_image::GuestImage;
+use crate::harness::Process;
+use crate::job::{JOB_PATH, Job};
+use crate::nested::{COMMAND_LINE, CPU, add_file};
+use crate::packages::QEMU;
+use crate::run::{self, die_with_parent};
 
 /// `sleep=on`: with `off` more hosts hang.
 const CLOCK: [&str; 4] = ["-accel", "tcg,thread=single", "-icount", "shift=0,sleep=on"];
 
-/// Several times what a host takes.
-const LIMIT: Duration = Duration::from_secs(240);
 const ATTEMPTS: usize = 5;
 
+/// This machine's programs before those of busybox, which know less.
+const SEARCH_PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
+
 /// What all hosts have in common.
-pub struct Host {
+pub struct CountingHost {
     folder: PathBuf,
     image: GuestImage,
     files: PathBuf,
+    limit: Duration,
 }
 
-impl Host {
+impl CountingHost {
     /// Prepares hosts that have `files`, and `programs` with their libraries, under the same paths; `folder` is for
-    /// temporary files.
-    pub fn new(folder: &Path, image: &GuestImage, programs: &[PathBuf], files: &[PathBuf]) -> Result<Self> {
+    /// temporary files. A host that has not ended after `limit`, several times what it should take, is taken to hang.
+    pub fn new(
+        folder: &Path,
+        image: &GuestImage,
+        programs: &[PathBuf],
+        files: &[PathBuf],
+        limit: Duration,
+    ) -> Result<Self> {
         let mut all: Vec<PathBuf> = programs.iter().chain(files).cloned().collect();
         for program in programs {
             all.extend(libraries(program)?);
@@ -48,7 +58,7 @@ impl Host {
             add_file(&mut archive, path, &mut done)?;
         }
         archive.finish().doing(|| format!("cannot write {}", path.display()))?;
-        Ok(Self { folder: folder.to_owned(), image: image.clone(), files: path })
+        Ok(Self { folder: folder.to_owned(), image: image.clone(), files: path, limit })
     }
 
     /// Runs a program in a fresh host and returns what it printed.
@@ -66,7 +76,8 @@ impl Host {
     /// The basic file system, the files and the job, one archive after the other.
     fn initrd(&self, argv: &[String]) -> Result<PathBuf> {
         let modules = self.image.host_modules()?.into_iter().map(PathBuf::into_os_string).collect();
-        let job = Job { modules, argv: argv.iter().map(Into::into).collect(), env: Vec::new() };
+        let env = vec![("PATH".into(), SEARCH_PATH.into())];
+        let job = Job { modules, argv: argv.iter().map(Into::into).collect(), env };
         let path = self.folder.join("host.cpio");
         let mut out = BufWriter::new(create(&path)?);
         for part in [&self.image.initramfs(), &self.files] {
@@ -95,7 +106,7 @@ impl Host {
         command.stdin(Stdio::null()).stdout(create(&output)?).stderr(Stdio::null());
         let child =
             die_with_parent(&mut command).spawn().doing(|| format!("cannot start {}", QEMU.program))?;
-        Process::new(child, "the nested host").wait(LIMIT)?;
+        Process::new(child, "the nested host").wait(self.limit)?;
         std::fs::read_to_string(&output).doing(|| format!("cannot read {}", output.display()))
     }
 }
