@@ -61,7 +61,7 @@ pub(super) fn read_head(reader: &mut impl BufRead) -> io::Result<Head> {
 
 fn read_status(line: &str) -> io::Result<u16> {
     let status = line.strip_prefix("HTTP/1.").and_then(|rest| rest.get(2..5)?.parse().ok());
-    status.filter(|status| (100..600).contains(status)).ok_or_else(|| invalid("no HTTP answer"))
+    status.filter(|status| (100..600).contains(status)).ok_or_else(|| invalid("no HTTP status"))
 }
 
 fn read_fields(reader: &mut impl BufRead) -> io::Result<BodyLength> {

@@ -73,6 +73,13 @@ impl Peer {
         }
     }
 
+    /// Throws away what comes, until the client has closed its direction or is gone.
+    pub fn poll_end(&self, cx: &mut Context<'_>) -> Poll<()> {
+        // This is not without end: now and then a ready socket says that it is not, to let others have their turn.
+        while ready!(self.poll_read(cx, &mut [0; READ_BYTES])).is_ok_and(|len| len > 0) {}
+        Poll::Ready(())
+    }
+
     /// The answer that is given now is the last one, and does not wait for the rest of its request.
     pub fn cut_short(&self) {
         self.cut_short.store(true, Ordering::Relaxed);
@@ -84,9 +91,8 @@ impl Peer {
 
     /// Waits until the client has closed its direction; ours is closed already.
     pub async fn linger(&self) {
-        let read = async || poll_fn(|cx| self.poll_read(cx, &mut [0; READ_BYTES])).await.unwrap_or(0);
         // Whether the client has closed or time is up makes no difference.
-        let _ = timeout(LINGER, async { while read().await > 0 {} }).await;
+        let _ = timeout(LINGER, poll_fn(|cx| self.poll_end(cx))).await;
     }
 }
 

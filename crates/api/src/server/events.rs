@@ -15,7 +15,7 @@ use tokio::sync::broadcast::{self, Receiver};
 
 use super::connection::Peer;
 
-/// Lines that are kept for clients that have not taken them yet. The socket's own buffer keeps many more.
+/// Lines that are kept for clients that have not taken them yet. A socket's own buffer keeps many more.
 const BACKLOG: usize = 128;
 
 /// Sends events to all clients that have asked for them.
@@ -70,9 +70,9 @@ impl EventStream {
         Self { next: Box::pin(receive(subscription)), peer }
     }
 
-    /// The next line; `None` at the end, which comes at once when the client has closed its side or sends something more.
+    /// The next line; `None` at the end, which comes at once when the client has closed its direction.
     pub fn poll_line(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
-        if self.peer.poll_read(cx, &mut [0; 64]).is_ready() {
+        if self.peer.poll_end(cx).is_ready() {
             return Poll::Ready(None);
         }
         let (received, subscription) = ready!(self.next.as_mut().poll(cx));

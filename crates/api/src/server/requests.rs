@@ -112,7 +112,7 @@ impl RequestSender {
             let _ = self.waiting.write(1);
         }
         answer.await.unwrap_or_else(|_| {
-            let message = "the virtual machine ends and does not act on requests any more".to_owned();
+            let message = "the request was given up without an answer".to_owned();
             Answer { result: Err(Fault { status: Status::Unavailable, message }), events: None }
         })
     }

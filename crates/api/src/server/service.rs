@@ -16,6 +16,9 @@ use super::reply::{self, ReplyBody};
 use super::requests::{Answer, RequestSender};
 use crate::{Fault, Reply, Status, route};
 
+/// Most that is allocated for a body before it comes, whatever is allowed and announced.
+const BODY_AHEAD: usize = 64 << 10;
+
 /// Answers the requests of all connections.
 #[derive(Debug)]
 pub(super) struct Service {
@@ -73,7 +76,7 @@ async fn read(mut body: Incoming, limit: usize) -> Result<Vec<u8>, Fault> {
     if expected > limit {
         return Err(too_large());
     }
-    let mut bytes = Vec::with_capacity(expected);
+    let mut bytes = Vec::with_capacity(expected.min(BODY_AHEAD));
     while let Some(frame) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
         let frame = frame.map_err(|error| broken(&error))?;
         // What is not data are trailers, which nobody wants.

@@ -72,9 +72,11 @@ impl ServerThread {
                 }
             })
             .map_err(ServerError::Start)?;
+        // Dropped in case of an error, which waits for the thread and all it has.
+        let server = Self { events, stop: Some(stop), thread: Some(thread) };
         let result = is_ready.recv().unwrap_or_else(|_| Err(io::Error::other("the thread ended at once")));
         result.map_err(ServerError::SetUp)?;
-        Ok(Self { events, stop: Some(stop), thread: Some(thread) })
+        Ok(server)
     }
 }
 
