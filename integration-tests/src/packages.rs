@@ -42,6 +42,8 @@ pub const ZSTD: Tool = Tool { program: "zstd", package: "zstd" };
 pub const GZIP: Tool = Tool { program: "gzip", package: "gzip" };
 /// The C++ compiler, for the fuzzing engine.
 pub const CXX: Tool = Tool { program: "c++", package: "g++" };
+/// What installs Python packages apart from those of the system.
+pub const VIRTUALENV: Tool = Tool { program: "virtualenv", package: "virtualenv" };
 
 /// Installs the tools that are missing, if this user may; otherwise the error holds the command to run.
 pub fn require(tools: &[Tool], progress: &Progress) -> Result<()> {

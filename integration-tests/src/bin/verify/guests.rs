@@ -91,7 +91,7 @@ fn run_tests(
 }
 
 /// The `vmm` that is named in the environment, or else built.
-fn vmm(context: &Context) -> Result<OsString> {
+pub fn vmm(context: &Context) -> Result<OsString> {
     match std::env::var_os(VMM_VARIABLE).filter(|path| !path.is_empty()) {
         Some(path) => Ok(path),
         None => Ok(VMM.build(&context.progress)?.into()),

@@ -1,5 +1,6 @@
 //! `cargo verify`: everything that has to hold before a change is committed, in one command.
 
+mod api;
 mod fuzz;
 mod guests;
 mod shell;
@@ -19,8 +20,8 @@ use steps::{Passed, STEPS, Step};
 /// What is missing is installed first, through apt, if this user may; otherwise the command to run is printed. Tests
 /// that boot Linux run directly where this machine's KVM runs guest kernels, and in the nested host elsewhere.
 ///
-/// With FILTER only tests whose names contain it run, of every kind; formatting, lints, documentation and fuzzing are
-/// left out.
+/// With FILTER only tests whose names contain it run, of every kind; formatting, lints, documentation, the search through
+/// the API and fuzzing are left out.
 #[derive(Parser)]
 #[command(bin_name = "cargo verify", after_help = AFTER_HELP)]
 struct Options {
@@ -42,6 +43,10 @@ struct Options {
     /// How long each fuzz target runs
     #[arg(long, value_name = "SECONDS", default_value_t = 5)]
     fuzz_seconds: u32,
+
+    /// How many requests are made up for each call of the API in each state of a machine, beside those that are always sent
+    #[arg(long, value_name = "NUMBER", default_value_t = 5)]
+    api_examples: u32,
 }
 
 const AFTER_HELP: &str = "\
@@ -51,6 +56,7 @@ Examples:
   cargo verify --step linux                    the tests that boot Linux
   cargo verify --step linux console            of these, the ones with `console` in their names
   cargo verify --step fuzz --fuzz-seconds 600  a longer search
+  cargo verify --step api --api-examples 100   the same, of the API: more than 10,000 requests
 
 Variables:
   KINDLING_HOST            native or nested: where guests run, without a look at the machine
@@ -69,6 +75,7 @@ fn step(name: &str) -> Result<&'static Step, String> {
 struct Context {
     filter: Option<String>,
     fuzz_seconds: u32,
+    api_examples: u32,
     progress: Progress,
 }
 
@@ -88,8 +95,12 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let selected: Vec<_> = STEPS.iter().filter(|step| is_selected(step, &options)).collect();
-    let context =
-        Context { filter: options.filter, fuzz_seconds: options.fuzz_seconds, progress: Progress::new() };
+    let context = Context {
+        filter: options.filter,
+        fuzz_seconds: options.fuzz_seconds,
+        api_examples: options.api_examples,
+        progress: Progress::new(),
+    };
     if let Some(filter) = &context.filter {
         let left_out: Vec<_> = STEPS.iter().filter(|step| !step.filterable).map(|step| step.name).collect();
         println!("Only tests with {filter:?} in their names; not run: {}.", left_out.join(", "));

@@ -6,7 +6,7 @@ use kindling_integration_tests::place::kvm_opens;
 use kindling_integration_tests::workspace::cargo;
 
 use crate::shell::{colour, show, show_tests};
-use crate::{Context, fuzz, guests};
+use crate::{Context, api, fuzz, guests};
 
 /// One step.
 #[derive(Debug)]
@@ -33,7 +33,7 @@ pub struct Passed {
 }
 
 /// All steps, cheap ones first.
-pub const STEPS: [Step; 8] = [
+pub const STEPS: [Step; 9] = [
     Step { name: "fmt", what: "the source is formatted", filterable: false, tools: &[], run: fmt },
     Step {
         name: "clippy",
@@ -63,6 +63,13 @@ pub const STEPS: [Step; 8] = [
         filterable: true,
         tools: &[],
         run: guests::bare_metal,
+    },
+    Step {
+        name: "api",
+        what: "answers of the API are those that openapi.yaml has",
+        filterable: false,
+        tools: &[packages::VIRTUALENV],
+        run: api::run,
     },
     Step { name: "linux", what: "stock Linux guests", filterable: true, tools: &[], run: guests::linux },
     Step {
