@@ -9,7 +9,7 @@ const COM1: u16 = 0x3f8;
 /// FIFO control register (write) and interrupt identification register (read).
 const FIFO: u16 = COM1 + 2;
 /// Line status register.
-const LINE_STATUS: u16 = COM1 + 5;
+pub const LINE_STATUS: u16 = COM1 + 5;
 
 const FIFO_ENABLE: u8 = 0x01;
 /// Both bits of the interrupt identification register that a 16550A with its FIFO enabled sets.

@@ -16,7 +16,7 @@ use crate::console::Console;
 use crate::machine::time_stamp;
 
 /// The number of the word `NAME=NUMBER` of the command line.
-fn number(boot_info: &BootInfo, name: &str) -> Result<u64, &'static str> {
+pub fn number(boot_info: &BootInfo, name: &str) -> Result<u64, &'static str> {
     boot_info.option(name).and_then(|value| value.parse().ok()).ok_or("a number lacks on the command line")
 }
 

@@ -8,6 +8,8 @@
 //! | `memory` | prints the memory map and checks RAM at both ends of each range |
 //! | `sweep` | reads every port, and samples of the device address space |
 //! | `spin` | prints `spinning` and does so for ever |
+//! | `heartbeat` | prints `beat N GAP` every `ticks=N` time stamps, see [`heartbeat`] |
+//! | `ports` | prints `reading` and reads a port for ever, each time through the monitor |
 //! | `blk`, `net`, `vsock` | has that device do what it can and prints `measured WORK TICKS`, see [`load`](crate::load) |
 //! | `reset-i8042`, `reset-acpi`, `triple-fault` | ends that way |
 //!
@@ -37,6 +39,8 @@ pub fn run(boot_info: &BootInfo) -> ! {
         "memory" => memory(boot_info),
         "sweep" => sweep(),
         "spin" => spin(),
+        "heartbeat" => heartbeat(boot_info),
+        "ports" => ports(),
         "blk" => load::blk(boot_info),
         "net" => load::net(boot_info),
         "vsock" => load::vsock(boot_info),
@@ -137,5 +141,33 @@ fn spin() -> ! {
     print!("spinning");
     loop {
         core::hint::spin_loop();
+    }
+}
+
+/// Prints `beat N GAP` every `ticks=N` time stamps for ever: the number of the line, and the most time stamps between two
+/// looks at the counter since the line before, its printing included. Each time, it tells the monitor's boot timer, too.
+fn heartbeat(boot_info: &BootInfo) -> Result<(), &'static str> {
+    const BOOT_TIMER: u64 = 0xc000_0000;
+    const BOOTED: u8 = 123;
+    let ticks = load::number(boot_info, "ticks")?;
+    let mut seen = machine::time_stamp();
+    for beat in 1_u64.. {
+        let (start, mut gap) = (seen, 0);
+        while seen - start < ticks {
+            core::hint::spin_loop();
+            let now = machine::time_stamp();
+            gap = gap.max(now - seen);
+            seen = now;
+        }
+        print!("beat {beat} {gap}");
+        machine::write_device(BOOT_TIMER, BOOTED);
+    }
+    Ok(())
+}
+
+fn ports() -> ! {
+    print!("reading");
+    loop {
+        machine::read_port(console::LINE_STATUS);
     }
 }

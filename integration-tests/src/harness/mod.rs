@@ -7,6 +7,7 @@
 
 mod agent;
 mod builder;
+mod connection;
 mod console;
 pub mod files;
 mod guest;
@@ -21,6 +22,7 @@ use std::time::Duration;
 
 pub use agent::{Agent, Output};
 pub use builder::{BASE_CMDLINE, Builder, Kernel, Stdio, default_cmdline};
+pub use connection::Connection;
 pub use console::Console;
 pub use files::SCRATCH_VARIABLE;
 pub use guest::Guest;

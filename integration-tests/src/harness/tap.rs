@@ -83,6 +83,11 @@ impl Tap {
         })
     }
 
+    /// Has a command run in the namespace, once it is started.
+    pub fn enter(&self, command: &mut Command) -> Result<()> {
+        enter(&self.path(), command)
+    }
+
     /// The namespace, as a file.
     pub(super) fn path(&self) -> PathBuf {
         Path::new("/run/netns").join(&self.namespace)
