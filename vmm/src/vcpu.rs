@@ -6,7 +6,7 @@
 use std::io;
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering, fence};
 use std::thread::JoinHandle;
 
 use kindling_device_bus::Bus;
@@ -97,6 +97,7 @@ struct Runner<'a> {
 /// An exit that cannot be finished while the exit still borrows the vCPU.
 enum Rest {
     Nothing,
+    Interrupted,
     Ports { port: u16, data: NonNull<[u8]>, input: bool },
     End(Outcome),
     InternalError,
@@ -105,7 +106,7 @@ enum Rest {
 impl Runner<'_> {
     fn run(mut self) {
         let shared = self.shared;
-        while !shared.outcome.is_set() && shared.gate.pass(&mut self, Self::rest, Self::wake) {
+        while !shared.outcome.is_set() && shared.gate.pass(|| self.rest()) {
             if let Some(outcome) = self.enter() {
                 // Before it is logged: whatever becomes of the log, the guest has ended.
                 self.shared.outcome.report(outcome.clone());
@@ -123,9 +124,11 @@ impl Runner<'_> {
         let _ = self.fd.kvmclock_ctrl();
     }
 
-    /// The kick was heard. In this order, one that comes from now on is not lost: the gate is looked at after it.
-    fn wake(&mut self) {
+    /// `KVM_RUN` was interrupted, by a kick for all that is known. In this order, a kick that comes from now on is not
+    /// lost: the gate, which it follows, is looked at afterwards.
+    fn interrupted(&mut self) {
         self.fd.set_kvm_immediate_exit(0);
+        fence(Ordering::SeqCst);
     }
 
     /// Enters the guest once and serves its exit; tells how the guest ended if it did.
@@ -152,16 +155,20 @@ impl Runner<'_> {
                 "the processor refused to enter the guest on CPU {cpu}, reason {reason:#x}"
             ))),
             Ok(VcpuExit::InternalError) => Rest::InternalError,
-            Ok(VcpuExit::Intr) => Rest::Nothing,
+            Ok(VcpuExit::Intr) => Rest::Interrupted,
             Ok(exit) => {
                 let detail = format!("an exit that nothing here asks for: {exit:?}");
                 Rest::End(self.broken(&detail))
             }
-            Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => Rest::Nothing,
+            Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => Rest::Interrupted,
             Err(error) => Rest::End(self.broken(&format!("KVM_RUN: {error}"))),
         };
         match rest {
             Rest::Nothing => None,
+            Rest::Interrupted => {
+                self.interrupted();
+                None
+            }
             Rest::Ports { port, data, input } => {
                 self.ports(port.into(), data, input);
                 None

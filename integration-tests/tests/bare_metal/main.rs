@@ -5,6 +5,7 @@
 //! otherwise both are built.
 #![allow(clippy::panic, clippy::unwrap_used, reason = "the tests' helpers fail as the tests do")]
 
+mod api;
 mod console;
 mod doctor;
 mod ending;

@@ -100,6 +100,11 @@ impl Vmm {
         self.console.send(text.as_bytes()).unwrap();
     }
 
+    /// All that the guest has printed so far.
+    pub fn output(&self) -> String {
+        self.console.text()
+    }
+
     /// Closes the guest's console for input.
     pub fn close_input(&mut self) {
         self.console.close_input();
@@ -110,6 +115,11 @@ impl Vmm {
         self.process.signal(signal).unwrap();
     }
 
+    /// The process's id.
+    pub fn id(&self) -> u32 {
+        self.process.id()
+    }
+
     /// The names of the process's threads.
     pub fn threads(&self) -> Vec<String> {
         let tasks = std::fs::read_dir(format!("/proc/{}/task", self.process.id())).unwrap();
@@ -117,11 +127,15 @@ impl Vmm {
         tasks.map(|task| name(task.unwrap()).trim_end().to_owned()).collect()
     }
 
+    /// The processor time that the whole process has used.
+    pub fn processor_time(&self) -> Duration {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.process.id())).unwrap();
+        tasks.map(|task| thread_time(&task.unwrap().path())).sum()
+    }
+
     /// The processor time that the process's first thread has used, which serves console and signals.
     pub fn first_thread_time(&self) -> Duration {
-        let text =
-            std::fs::read_to_string(format!("/proc/{0}/task/{0}/schedstat", self.process.id())).unwrap();
-        Duration::from_nanos(text.split(' ').next().unwrap().parse().unwrap())
+        thread_time(format!("/proc/{0}/task/{0}", self.process.id()).as_ref())
     }
 
     /// Waits for the end and asserts the exit code.
@@ -150,4 +164,10 @@ pub fn finish(command: &mut Command, code: i32) -> Ended {
 #[track_caller]
 pub fn finish_run(scenario: &str, options: &[&str], code: i32) -> Ended {
     finish(&mut run(scenario, options), code)
+}
+
+/// The processor time of a thread that has not ended, by its folder in `/proc`.
+fn thread_time(task: &Path) -> Duration {
+    let text = std::fs::read_to_string(task.join("schedstat")).unwrap();
+    Duration::from_nanos(text.split(' ').next().unwrap().parse().unwrap())
 }
