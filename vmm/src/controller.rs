@@ -113,7 +113,11 @@ impl Controller {
 
     fn configure(&mut self, section: &Section) -> Result<(), Fault> {
         let config = self.config.with(section.clone())?;
-        self.prepared.open(&config, section).map_err(|error| refused(&error))?;
+        if let Err(error) = self.prepared.open(&config, section) {
+            // Back to what was open before. If that is gone by now, the guest's start says so.
+            let _ = self.prepared.open(&self.config, section);
+            return Err(refused(&error));
+        }
         match section {
             Section::Logger(logger) => log_sink::configure(logger)?,
             Section::Metrics(metrics) => {

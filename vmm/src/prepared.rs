@@ -46,17 +46,17 @@ impl Prepared {
         })
     }
 
-    /// Opens what `section`, which is in `config` already, names. What was open for it is closed first, since it may be the
-    /// same; should this fail, the guest's start opens what its configuration then names.
+    /// Opens what `config` has for the part of it that `section` names. What was open for it is closed first, since it may
+    /// be the same; should this fail, the guest's start opens what its configuration then names.
     pub fn open(&mut self, config: &VmConfig, section: &Section) -> Result<(), Error> {
         match section {
-            Section::BootSource(boot_source) => {
+            Section::BootSource(_) => {
                 self.images = None;
-                self.images = Some(Images::open(boot_source)?);
+                self.images = config.boot_source.as_ref().map(Images::open).transpose()?;
             }
-            Section::Serial(serial) => {
+            Section::Serial(_) => {
                 self.serial = None;
-                self.serial = Some(console::backend(serial)?);
+                self.serial = config.serial.as_ref().map(console::backend).transpose()?;
             }
             section => self.devices.open(config, section)?,
         }

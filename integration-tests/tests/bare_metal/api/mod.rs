@@ -1,5 +1,6 @@
 //! The REST API of `vmm` as its clients see it, with the bare-metal guest behind it.
 
+mod files;
 mod phases;
 
 use std::fs::{self, File};
