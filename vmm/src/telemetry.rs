@@ -186,3 +186,28 @@ fn utc_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn metrics_are_written_every_minute_and_not_before() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("metrics");
+        let lines = || std::fs::read_to_string(&path).unwrap().lines().count();
+        let mut telemetry = Telemetry::new("m".to_owned(), None);
+        assert_eq!(telemetry.wait(), None, "nothing is due as long as nobody wants metrics");
+        telemetry.write_to(&MetricsConfig::new(path.clone())).unwrap();
+        let almost_a_minute = Duration::from_secs(50)..=Duration::from_secs(60);
+        telemetry.write_if_due(Vec::new);
+        assert_eq!(lines(), 0);
+        for minutes in 1..=2 {
+            assert!(almost_a_minute.contains(&telemetry.wait().unwrap()));
+            telemetry.due = Some(Instant::now());
+            assert_eq!(telemetry.wait(), Some(Duration::ZERO));
+            telemetry.write_if_due(Vec::new);
+            assert_eq!(lines(), minutes);
+        }
+    }
+}

@@ -1,7 +1,12 @@
 //! The REST API of `vmm` as its clients see it, with the bare-metal guest behind it.
 
+mod calls;
+mod ending;
 mod files;
+mod load;
 mod phases;
+mod start;
+mod telemetry;
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
