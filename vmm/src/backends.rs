@@ -17,6 +17,7 @@ use kindling_virtio_rng::{Limits, Rng};
 use kindling_virtio_vsock::{DEFAULT_MAX_CONNECTIONS, SocketFile, Vsock};
 
 use crate::error::Error;
+use crate::metadata::Metadata;
 use crate::registry::{Machine, Registry};
 
 /// A device that a configuration asks for, in the order in which a guest finds them.
@@ -159,6 +160,7 @@ pub fn attach(
     machine: &Machine<'_>,
     config: &VmConfig,
     open: &mut OpenDevices,
+    metadata: &mut Metadata,
 ) -> Result<Controls, Error> {
     let mut controls = Controls::default();
     for wanted in wanted(config) {
@@ -174,7 +176,10 @@ pub fn attach(
             }
             Opened::NetworkInterface(device) => {
                 controls.network_interfaces.insert(id.to_owned(), device.control());
-                Box::new(device)
+                Box::new(match metadata.detour(config.mmds_config.as_ref(), id)? {
+                    Some(detour) => device.with_detour(detour),
+                    None => device,
+                })
             }
             Opened::Vsock(device) => {
                 controls.vsock = Some(device.socket_file());

@@ -14,7 +14,7 @@ use crate::guest::Guest;
 use crate::outcome::OutcomeSlot;
 use crate::prepared::Prepared;
 use crate::telemetry::Telemetry;
-use crate::{Launch, live, log_sink};
+use crate::{Launch, live, log_sink, metadata};
 
 /// What clients of Firecracker look for.
 const APP_NAME: &str = "Firecracker";
@@ -72,8 +72,11 @@ impl Controller {
 
     /// Writes metrics if it is time to.
     pub fn write_metrics_if_due(&mut self) {
-        let guest = &self.guest;
-        self.telemetry.write_if_due(|| device_metrics(guest.as_ref()));
+        if self.telemetry.is_due() {
+            let groups = self.metrics();
+            // What is lost is counted.
+            let _ = self.telemetry.write(groups);
+        }
     }
 
     /// Acts on a request and answers it.
@@ -102,7 +105,8 @@ impl Controller {
             guest.stop();
         }
         // What is lost is counted, for nobody any more.
-        let _ = self.telemetry.write(device_metrics(self.guest.as_ref()));
+        let groups = self.metrics();
+        let _ = self.telemetry.write(groups);
         if let Some(outcome) = self.outcome.get() {
             self.telemetry.ended(outcome);
         }
@@ -123,10 +127,19 @@ impl Controller {
             Section::Metrics(metrics) => {
                 self.telemetry.write_to(metrics).map_err(|cause| live::field("metrics_path", cause))?;
             }
+            Section::MmdsConfig(mmds) => {
+                self.prepared.metadata.configure(mmds).map_err(|error| metadata::refused(&error))?;
+            }
             _ => {}
         }
         self.config = config;
         Ok(())
+    }
+
+    /// What devices and services count.
+    fn metrics(&self) -> Vec<Group> {
+        let devices = self.guest.as_ref().map(Guest::metrics).unwrap_or_default();
+        devices.into_iter().chain(self.prepared.metadata.metrics()).collect()
     }
 
     fn pause(&mut self) -> Result<(), Fault> {
@@ -162,7 +175,7 @@ impl Controller {
         }
     }
 
-    fn read(&self, action: &Action) -> Result<Option<Reply>, Fault> {
+    fn read(&mut self, action: &Action) -> Result<Option<Reply>, Fault> {
         Ok(Some(match action {
             Action::GetInstance => Reply::json(&json!({
                 "id": self.telemetry.id(),
@@ -176,7 +189,10 @@ impl Controller {
             Action::GetBalloon => Reply::json(self.config.balloon.as_ref().ok_or_else(live::no_balloon)?),
             Action::GetBalloonStatistics => Reply::json(&live::balloon_statistics(self.balloon()?)?),
             Action::GetHintingStatus => Reply::json(&live::hinting_status(self.balloon()?)?),
-            Action::GetMetrics => self.telemetry.reply(device_metrics(self.guest.as_ref())),
+            Action::GetMmds => {
+                Reply::json(&self.prepared.metadata.get().map_err(|error| metadata::refused(&error))?)
+            }
+            Action::GetMetrics => self.telemetry.reply(self.metrics()),
             Action::GetEvents => Reply::Events,
             _ => return Ok(None),
         }))
@@ -187,7 +203,8 @@ impl Controller {
             Action::Configure(section) => self.configure(&section),
             Action::Start => self.start().map_err(|error| refused(&error)),
             Action::FlushMetrics => {
-                let written = self.telemetry.write(device_metrics(self.guest.as_ref()));
+                let groups = self.metrics();
+                let written = self.telemetry.write(groups);
                 written.map_err(|error| Fault::bad_request(format!("cannot write metrics: {error}")))
             }
             Action::Pause => self.pause(),
@@ -225,7 +242,14 @@ impl Controller {
             Action::StopHinting => {
                 self.balloon()?.stop_hinting().map_err(|error| Fault::bad_request(error.to_string()))
             }
-            action => Err(Fault::bad_request(format!("{} is not served", action.name()))),
+            Action::PutMmds(document) => {
+                self.prepared.metadata.put(document).map_err(|error| metadata::refused(&error))
+            }
+            Action::PatchMmds(patch) => {
+                self.prepared.metadata.patch(patch).map_err(|error| metadata::refused(&error))
+            }
+            // `read` has answered it.
+            action => Err(Fault::bad_request(format!("{} changes nothing", action.name()))),
         }
     }
 }
@@ -245,10 +269,6 @@ impl Machine for Controller {
             None => self.change(action).map(|()| Reply::Empty),
         }
     }
-}
-
-fn device_metrics(guest: Option<&Guest>) -> Vec<Group> {
-    guest.map(Guest::metrics).unwrap_or_default()
 }
 
 fn refused(error: &Error) -> Fault {

@@ -20,6 +20,7 @@ mod line_output;
 mod live;
 mod log_sink;
 mod machine;
+mod metadata;
 mod metrics_sink;
 mod prepared;
 mod process_metrics;

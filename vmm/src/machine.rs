@@ -126,7 +126,8 @@ impl Machine {
         let lines = IrqAllocator::new(FIRST_FREE_GSI, IOAPIC_PINS - FIRST_FREE_GSI)
             .map_err(Error::host("set up interrupt lines"))?;
         let place = registry::Machine { vm: &vm, mmio: &shared.mmio, lines: &lines, memory: &memory };
-        let controls = backends::attach(&mut devices, &place, config, &mut prepared.devices)?;
+        let controls =
+            backends::attach(&mut devices, &place, config, &mut prepared.devices, &mut prepared.metadata)?;
 
         let rsdp = write_acpi_tables(&memory, config.machine_config.vcpu_count, &devices)?;
         let loaded = boot::load(

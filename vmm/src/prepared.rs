@@ -12,6 +12,7 @@ use kindling_serial::Backend;
 use crate::backends::OpenDevices;
 use crate::clock::StartTimes;
 use crate::error::Error;
+use crate::metadata::Metadata;
 use crate::{Launch, console};
 
 /// What is open for a guest, and what it is given besides its configuration. The start of the guest takes what is open, and
@@ -23,6 +24,8 @@ pub struct Prepared {
     pub serial: Option<Backend>,
     /// Devices.
     pub devices: OpenDevices,
+    /// The metadata service.
+    pub metadata: Metadata,
     /// Whether the guest can say when it has booted, and when it was started.
     pub boot_timer: Option<StartTimes>,
 }
@@ -38,7 +41,14 @@ pub struct Images {
 impl Prepared {
     /// What `launch` gives a guest.
     pub fn new(launch: &Launch) -> Result<Self, Error> {
+        let mut metadata = Metadata::new(launch.metadata_limit);
+        let put = launch.metadata.clone().map_or(Ok(()), |document| metadata.put(document));
+        put.map_err(|cause| Error::configuration("--metadata", cause))?;
+        let configured =
+            launch.config.mmds_config.as_ref().map_or(Ok(()), |config| metadata.configure(config));
+        configured.map_err(Error::host("set up the metadata service"))?;
         Ok(Prepared {
+            metadata,
             images: None,
             serial: None,
             devices: OpenDevices::default(),

@@ -109,22 +109,23 @@ impl Telemetry {
         self.due.map(|due| due.saturating_duration_since(Instant::now()))
     }
 
-    /// Writes metrics, with those of the `devices`, if it is time to.
-    pub fn write_if_due(&mut self, devices: impl FnOnce() -> Vec<Group>) {
-        if self.due.is_some_and(|due| due <= Instant::now()) {
-            self.due = Instant::now().checked_add(INTERVAL);
-            // What is lost is counted.
-            let _ = self.write(devices());
+    /// Whether it is time to write metrics; if so, the next time is a minute from now.
+    pub fn is_due(&mut self) -> bool {
+        let now = Instant::now();
+        let due = self.due.is_some_and(|due| due <= now);
+        if due {
+            self.due = now.checked_add(INTERVAL);
         }
+        due
     }
 
-    /// Writes metrics now, with those of the `devices`. Nothing happens where they were not asked for.
+    /// Writes metrics now, `groups` and its own. Nothing happens where they were not asked for.
     ///
     /// # Errors
     ///
     /// Why the line is lost.
-    pub fn write(&mut self, devices: Vec<Group>) -> io::Result<()> {
-        let groups = self.groups(devices);
+    pub fn write(&mut self, groups: Vec<Group>) -> io::Result<()> {
+        let groups = self.with_own(groups);
         let (Some(sink), Some(config)) = (&mut self.sink, &self.config) else { return Ok(()) };
         let header = Header {
             utc_timestamp_ms: utc_ms(),
@@ -135,11 +136,11 @@ impl Telemetry {
     }
 
     /// The reply to `GET /metrics`.
-    pub fn reply(&self, devices: Vec<Group>) -> Reply {
-        Reply::Text { content_type: OPEN_METRICS_CONTENT_TYPE, body: open_metrics(&self.groups(devices)) }
+    pub fn reply(&self, groups: Vec<Group>) -> Reply {
+        Reply::Text { content_type: OPEN_METRICS_CONTENT_TYPE, body: open_metrics(&self.with_own(groups)) }
     }
 
-    fn groups(&self, mut groups: Vec<Group>) -> Vec<Group> {
+    fn with_own(&self, mut groups: Vec<Group>) -> Vec<Group> {
         let mut add = |subsystem, id: Option<&str>, metrics: Arc<dyn Metrics>| {
             groups.push(Group { subsystem, id: id.map(str::to_owned), metrics });
         };
@@ -196,17 +197,22 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("metrics");
         let lines = || std::fs::read_to_string(&path).unwrap().lines().count();
+        let write_if_due = |telemetry: &mut Telemetry| {
+            if telemetry.is_due() {
+                telemetry.write(Vec::new()).unwrap();
+            }
+        };
         let mut telemetry = Telemetry::new("m".to_owned(), None);
         assert_eq!(telemetry.wait(), None, "nothing is due as long as nobody wants metrics");
         telemetry.write_to(&MetricsConfig::new(path.clone())).unwrap();
         let almost_a_minute = Duration::from_secs(50)..=Duration::from_secs(60);
-        telemetry.write_if_due(Vec::new);
+        write_if_due(&mut telemetry);
         assert_eq!(lines(), 0);
         for minutes in 1..=2 {
             assert!(almost_a_minute.contains(&telemetry.wait().unwrap()));
             telemetry.due = Some(Instant::now());
             assert_eq!(telemetry.wait(), Some(Duration::ZERO));
-            telemetry.write_if_due(Vec::new);
+            write_if_due(&mut telemetry);
             assert_eq!(lines(), minutes);
         }
     }

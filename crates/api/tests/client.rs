@@ -97,7 +97,7 @@ fn silence_is_waited_for_only_so_long() {
     let begin = Instant::now();
     let error = client.get("/version").unwrap_err();
     assert_eq!(error.to_string(), "GET /version got no answer");
-    assert!((100..5000).contains(&begin.elapsed().as_millis()));
+    assert!((100..20_000).contains(&begin.elapsed().as_millis()));
     // The same while a body is to come.
     let (_folder, client) = scripted("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nab");
     assert_eq!(cause(client.get("/")), "the answer's body ends early");

@@ -94,6 +94,24 @@ impl Segments {
         done
     }
 
+    /// Passes `len` bytes behind the first `offset` to `each` in pieces, or as many as there are; returns how many.
+    fn look(&self, offset: usize, len: usize, mut each: impl FnMut(VolatileSlice<'_>)) -> usize {
+        let (mut offset, mut done) = (offset, 0);
+        for segment in self.rest() {
+            let skipped = segment.iov_len.min(offset);
+            offset -= skipped;
+            let piece = (segment.iov_len - skipped).min(len - done);
+            // SAFETY: the piece is inside the segment, which is mapped guest memory (see `Segments`), and volatile accesses
+            // allow for a guest that changes it meanwhile.
+            each(unsafe { VolatileSlice::new(segment.iov_base.cast::<u8>().wrapping_add(skipped), piece) });
+            done += piece;
+            if done == len {
+                break;
+            }
+        }
+        done
+    }
+
     fn truncate(&mut self, len: u32) {
         if len >= self.len {
             return;
@@ -210,6 +228,17 @@ impl Readable {
         let mut rest = to;
         let len = rest.len();
         self.0.consume(len, |piece| {
+            let (now, later) = std::mem::take(&mut rest).split_at_mut(piece.len());
+            piece.copy_to(now);
+            rest = later;
+        })
+    }
+
+    /// Copies bytes from `offset` on, and uses none up; returns how many: fewer than asked for when that is all.
+    pub fn peek(&self, offset: usize, to: &mut [u8]) -> usize {
+        let mut rest = to;
+        let len = rest.len();
+        self.0.look(offset, len, |piece| {
             let (now, later) = std::mem::take(&mut rest).split_at_mut(piece.len());
             piece.copy_to(now);
             rest = later;

@@ -56,6 +56,24 @@ fn reading_uses_bytes_up_and_ends_where_they_end() {
 }
 
 #[test]
+fn bytes_can_be_looked_at_without_being_used_up() {
+    let (_driver, _queue, mut chain) = readable(&[b"abc", b"d", b"efgh"]);
+    chain.readable.skip(1);
+    let all = b"bcdefgh";
+    for offset in 0..10 {
+        for len in 0..10 {
+            let mut bytes = [b'-'; 10];
+            let count = chain.readable.peek(offset, &mut bytes[..len]);
+            let expected = &all[offset.min(7)..(offset + len).min(7)];
+            assert_eq!(&bytes[..count], expected, "{len} bytes from {offset} on");
+            assert!(bytes[count..].iter().all(|byte| *byte == b'-'));
+        }
+    }
+    assert_eq!(chain.readable.peek(usize::MAX, &mut [0; 4]), 0);
+    assert_eq!(chain.readable.len(), 7);
+}
+
+#[test]
 fn a_structure_is_taken_whole_or_not_at_all() {
     let (_driver, _queue, mut chain) = readable(&[b"abc", b"de"]);
     assert_eq!(chain.readable.take::<6>(), None);

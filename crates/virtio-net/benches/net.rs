@@ -5,6 +5,8 @@
 
 #[path = "../tests/common/mod.rs"]
 mod common;
+#[path = "../tests/common/metadata.rs"]
+mod metadata;
 
 use std::io::{Read, Write};
 use std::time::{Duration, Instant};
@@ -16,22 +18,43 @@ use kindling_virtio_device::test_utils::Buffer;
 /// Sizes of frames, and how many of them the socket holds.
 const SIZES: [(usize, usize); 3] = [(64, 32), (1_500, 32), (65_000, 2)];
 
+/// A device as it is, or with a detour, which none of the frames here take.
+fn start(has_detour: bool) -> Rig {
+    let (net, mut hosts) = common::device(1);
+    let net = if has_detour { net.with_detour(metadata::detour(&metadata::service())) } else { net };
+    Rig::of(net, hosts.remove(0), 0)
+}
+
 fn frames(criterion: &mut Criterion) {
-    let mut group = criterion.benchmark_group("frame");
+    for (name, has_detour) in [("frame", false), ("frame of a device with a detour", true)] {
+        passing(criterion, name, has_detour);
+    }
+    floor(criterion);
+}
+
+/// A frame of IPv4, so that a detour has to look at its address.
+fn frame(size: usize) -> Vec<u8> {
+    let mut frame = vec![7; size];
+    frame[12..14].copy_from_slice(&[8, 0]);
+    frame
+}
+
+fn passing(criterion: &mut Criterion, name: &str, has_detour: bool) {
+    let mut group = criterion.benchmark_group(name);
     for (size, batch) in SIZES {
         group.throughput(Throughput::Bytes(size as u64));
-        let frame = vec![7; size];
+        let frame = frame(size);
         // Buffers as Linux has them: 1,536 bytes, to be merged.
         let buffers = (size + 12).div_ceil(1_536) * batch + 50;
         group.bench_function(BenchmarkId::new("receive", size), |bencher| {
             bencher.iter_custom(|count| {
-                let mut rig = Rig::without(0);
+                let mut rig = start(has_detour);
                 let mut added = 0;
                 batches(count, batch, |now| {
                     while rig.rx().take_used().is_some() {}
                     if added > 40_000 {
                         // The driver uses its memory once.
-                        (rig, added) = (Rig::without(0), 0);
+                        (rig, added) = (start(has_detour), 0);
                     }
                     while rig.rx().outstanding() < buffers {
                         rig.rx().add(&[Buffer::Writable(1_536)]);
@@ -47,7 +70,7 @@ fn frames(criterion: &mut Criterion) {
         });
         group.bench_function(BenchmarkId::new("transmit", size), |bencher| {
             bencher.iter_custom(|count| {
-                let mut rig = Rig::without(0);
+                let mut rig = start(has_detour);
                 batches(count, batch, |now| {
                     while rig.tx().take_used().is_some() {}
                     (0..now).for_each(|_| rig.transmit(&frame));
@@ -59,8 +82,16 @@ fn frames(criterion: &mut Criterion) {
                 })
             });
         });
+    }
+}
+
+fn floor(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("frame/floor");
+    for (size, batch) in SIZES {
+        group.throughput(Throughput::Bytes(size as u64));
+        let frame = vec![7; size];
         let message = vec![7; 12 + size];
-        group.bench_function(BenchmarkId::new("floor/write", size), |bencher| {
+        group.bench_function(BenchmarkId::new("write", size), |bencher| {
             bencher.iter_custom(|count| {
                 let (socket, host) = common::socket_pair();
                 let socket = std::fs::File::from(socket);
@@ -73,7 +104,7 @@ fn frames(criterion: &mut Criterion) {
                 })
             });
         });
-        group.bench_function(BenchmarkId::new("floor/read", size), |bencher| {
+        group.bench_function(BenchmarkId::new("read", size), |bencher| {
             bencher.iter_custom(|count| {
                 let (socket, host) = common::socket_pair();
                 let socket = std::fs::File::from(socket);

@@ -14,8 +14,9 @@ use virtio_bindings::virtio_net::{
 };
 
 use crate::control::Shared;
-use crate::worker::{Commands, Negotiated, NetWorker};
-use crate::{Backend, Error, NetControl};
+use crate::detour::SharedDetour;
+use crate::worker::{Commands, Negotiated, NetWorker, Side};
+use crate::{Backend, Detour, Error, NetControl};
 
 /// Entries of each queue for frames. No chain is longer, so that a single `writev` takes every frame.
 const QUEUE_SIZE: u16 = 256;
@@ -55,6 +56,7 @@ pub struct Net {
     queue_sizes: Vec<u16>,
     /// Queue pairs that the driver wants to use: 1 until it says so. It outlives the reset of single queues.
     wanted_pairs: Arc<AtomicU16>,
+    detour: Option<Arc<dyn Detour>>,
 }
 
 impl Net {
@@ -86,7 +88,14 @@ impl Net {
             mtu,
             queue_sizes,
             wanted_pairs: Arc::new(AtomicU16::new(1)),
+            detour: None,
         })
+    }
+
+    /// The same device with a detour for some of the guest's frames.
+    #[must_use]
+    pub fn with_detour(self, detour: Box<dyn Detour>) -> Self {
+        Self { detour: Some(detour.into()), ..self }
     }
 
     /// What changes the device while it runs.
@@ -153,10 +162,14 @@ impl Device for Net {
         let mut commands =
             commands.transpose().map_err(host("make a timer for a network device's commands"))?;
         let negotiated = Negotiated::new(activation.features, self.mtu);
+        let detour = self.detour.as_ref().map(SharedDetour::new).transpose();
+        let detour = detour.map_err(host("make a timer for a network device"))?;
         let mut workers = Vec::<Box<dyn Worker>>::new();
         for ((receive, transmit), tap) in queues.into_iter().zip(self.backend.queues()) {
             let tap = Arc::clone(tap);
-            let worker = NetWorker::new(&self.shared, tap, negotiated, receive, transmit, commands.take());
+            let side = detour.as_ref().map(|detour| Side::new(detour, workers.is_empty()));
+            let worker =
+                NetWorker::new(&self.shared, tap, negotiated, receive, transmit, commands.take(), side);
             workers.push(Box::new(worker.map_err(host("make a worker of a network device"))?));
         }
         match self.backend.set_offloads(activation.features) {

@@ -3,6 +3,7 @@
 
 mod backend;
 mod control;
+mod detour;
 mod device;
 mod error;
 mod metrics;
@@ -10,6 +11,7 @@ mod worker;
 
 pub use backend::{Backend, MAX_QUEUE_PAIRS};
 pub use control::NetControl;
+pub use detour::{DETOUR_HEAD_BYTES, Detour};
 pub use device::Net;
 pub use error::Error;
 pub use metrics::NetMetrics;

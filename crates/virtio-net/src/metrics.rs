@@ -15,6 +15,8 @@ kindling_metrics::metrics! {
         rx_dropped_no_room: Counter,
         /// Buffers of the guest that went back unused because they are too small.
         rx_unusable_buffers: Counter,
+        /// Frames that the guest received from the detour, and not from the host.
+        rx_detoured: Counter,
         /// Times that receiving waited for the rate limiter.
         rx_throttled: Counter,
         /// Times that receiving waited for buffers of the guest.
@@ -25,6 +27,8 @@ kindling_metrics::metrics! {
         tx_frames: Counter,
         /// Bytes that the guest sent.
         tx_bytes: Counter,
+        /// Frames of the guest that took the detour, and did not go to the host.
+        tx_detoured: Counter,
         /// Frames of the guest that were dropped because the link is down or the tap is lost.
         tx_dropped_link_down: Counter,
         /// Frames of the guest that were dropped because they are too short or too long.

@@ -10,6 +10,7 @@ mod devices;
 mod ending;
 mod machine;
 mod memory;
+mod metadata;
 mod net;
 mod power_button;
 mod tools;

@@ -121,9 +121,7 @@ fn requests_wait_in_order_and_their_descriptor_says_whether_there_are_any() {
     assert!(requests.next().is_none());
     for (at, client) in clients.iter_mut().enumerate() {
         client.send(GET);
-        eventually("it has come", || {
-            requests.metrics().requests.get() == at as u64 + 1
-        });
+        eventually("it has come", || requests.metrics().requests.get() == at as u64 + 1);
     }
     for number in 0..3 {
         let request = wait_for_request(requests, PATIENCE).unwrap();

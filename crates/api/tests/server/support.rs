@@ -18,7 +18,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 /// More than anything here takes; a test that runs into it fails.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A request that any monitor answers.
 pub const GET: &str = "GET /version HTTP/1.1\r\n\r\n";

@@ -3,6 +3,7 @@
 mod commands;
 mod held;
 mod rx;
+mod side;
 mod tx;
 
 use std::fs::File;
@@ -20,6 +21,7 @@ use crate::{HEADER_BYTES, MAX_FRAME_BYTES};
 
 pub(crate) use commands::Commands;
 use rx::Receiver;
+pub(crate) use side::Side;
 use tx::Transmitter;
 
 /// Frames that a queue moves before the other queues of its thread have their turn.
@@ -33,6 +35,7 @@ const RECEIVE_TIMER: u32 = 4;
 const TRANSMIT_TIMER: u32 = 5;
 const COMMANDS_TIMER: u32 = 6;
 const SETTINGS: u32 = 7;
+const DETOUR_TIMER: u32 = 8;
 
 /// What a queue waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,6 +89,7 @@ pub(crate) struct NetWorker {
     rx: Receiver,
     tx: Transmitter,
     commands: Option<Commands>,
+    side: Option<Side>,
     tap: Arc<File>,
     /// What the tap is watched for; `None` when it works no longer.
     interest: Option<EventSet>,
@@ -102,11 +106,13 @@ impl NetWorker {
         receive: Queue,
         transmit: Queue,
         commands: Option<Commands>,
+        side: Option<Side>,
     ) -> io::Result<Self> {
         Ok(Self {
             rx: Receiver::new(receive, negotiated, Share::new(&shared.rx)?, &shared.metrics),
             tx: Transmitter::new(transmit, Share::new(&shared.tx)?, &shared.metrics),
             commands,
+            side,
             tap,
             interest: Some(EventSet::empty()),
             link_up: true,
@@ -121,14 +127,19 @@ impl NetWorker {
             self.rx.queue.begin_batch();
             return Ok(());
         }
-        let wait = self.rx.run(&self.tap, self.link_up)?;
+        let wait = self.rx.run(&self.tap, self.link_up, self.side.as_mut())?;
         self.wait_for(EventSet::IN, wait, watch)
     }
 
     fn transmit(&mut self, watch: &mut Watch<'_>) -> Result<(), WorkerError> {
         let is_connected = self.link_up && self.interest.is_some();
-        let wait = self.tx.run(is_connected.then_some(&*self.tap))?;
-        self.wait_for(EventSet::OUT, wait, watch)
+        let wait = self.tx.run(is_connected.then_some(&*self.tap), self.side.as_mut())?;
+        self.wait_for(EventSet::OUT, wait, watch)?;
+        if self.side.as_ref().is_some_and(Side::is_due) {
+            // The frames that answer what was sent.
+            self.receive(watch)?;
+        }
+        Ok(())
     }
 
     /// Watches the tap for `event`, or not, as a direction's `wait` asks.
@@ -185,6 +196,9 @@ impl Worker for NetWorker {
         if let Some(interest) = self.interest {
             watch.add(&*self.tap, TAP, interest)?;
         }
+        if let Some(side) = &mut self.side {
+            side.start(watch)?;
+        }
         self.obey()?;
         self.apply_settings(watch)
     }
@@ -218,6 +232,12 @@ impl Worker for NetWorker {
                     commands.limiter.on_timer();
                 }
                 self.obey()
+            }
+            DETOUR_TIMER => {
+                if let Some(side) = &mut self.side {
+                    side.on_timer();
+                }
+                self.receive(watch)
             }
             _ => self.apply_settings(watch),
         }

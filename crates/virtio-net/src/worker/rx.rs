@@ -15,7 +15,7 @@ use kindling_virtio_device::{Queue, WorkerError};
 use virtio_bindings::virtio_net::VIRTIO_NET_HDR_GSO_ECN;
 
 use super::held::Held;
-use super::{BATCH, Negotiated, Wait};
+use super::{BATCH, Negotiated, Side, Wait};
 use crate::{HEADER_BYTES, MAX_FRAME_BYTES, MIN_FRAME_BYTES, NetMetrics};
 
 /// Offset of `flags` in the header.
@@ -56,10 +56,19 @@ impl Receiver {
         }
     }
 
-    /// Receives a batch of frames; while the link is down, drops them.
-    pub fn run(&mut self, tap: &File, link_up: bool) -> Result<Wait, WorkerError> {
+    /// Receives a batch of frames, those of the detour first; while the link is down, drops those of the tap.
+    pub fn run(
+        &mut self,
+        tap: &File,
+        link_up: bool,
+        mut side: Option<&mut Side>,
+    ) -> Result<Wait, WorkerError> {
         self.queue.begin_batch();
-        let wait = self.batch(tap, link_up)?;
+        let wait = self.batch(tap, link_up, side.as_deref_mut())?;
+        if wait == Wait::Tap && link_up && side.is_some_and(|side| side.is_due()) {
+            // The batch was full, and the tap might never be readable. Fails only when there is a kick already.
+            let _ = self.queue.kick().write(1);
+        }
         let (frames, bytes) = std::mem::take(&mut self.given);
         self.metrics.rx_frames.add(frames);
         self.metrics.rx_bytes.add(bytes);
@@ -81,7 +90,7 @@ impl Receiver {
         self.queue.publish();
     }
 
-    fn batch(&mut self, tap: &File, link_up: bool) -> Result<Wait, WorkerError> {
+    fn batch(&mut self, tap: &File, link_up: bool, mut side: Option<&mut Side>) -> Result<Wait, WorkerError> {
         for _ in 0..BATCH {
             if self.waiting == 0 {
                 if let Some(bytes) = self.owed
@@ -98,7 +107,8 @@ impl Receiver {
                         return Ok(Wait::Driver);
                     }
                 }
-                match self.read(tap, link_up) {
+                let is_read = link_up && side.as_deref_mut().is_some_and(|side| self.read_side(side));
+                match if is_read { Ok(()) } else { self.read(tap, link_up) } {
                     Ok(()) => {}
                     Err(error) => match error.raw_os_error() {
                         Some(libc::EAGAIN | libc::EINTR) => return Ok(Wait::Tap),
@@ -138,17 +148,40 @@ impl Receiver {
             let gso_type = if direct { self.held.byte(GSO_TYPE) } else { self.own.get(GSO_TYPE).copied() };
             gso_type.is_some_and(|gso_type| u32::from(gso_type) & !VIRTIO_NET_HDR_GSO_ECN == 0)
         };
-        if len < HEADER_BYTES + MIN_FRAME_BYTES || len > largest || (len > largest_whole && is_whole()) {
-            self.metrics.rx_dropped_size.increment();
-            return Ok(());
-        }
-        self.owed = Some(len.saturating_sub(HEADER_BYTES) as u64);
-        if direct {
-            self.give(len, false);
-        } else {
-            self.waiting = len;
+        let most = if len > largest_whole && is_whole() { largest_whole } else { largest };
+        if self.admit(len, most) {
+            if direct {
+                self.give(len, false);
+            } else {
+                self.waiting = len;
+            }
         }
         Ok(())
+    }
+
+    /// Reads a frame of the detour into our own memory; returns whether there was one.
+    fn read_side(&mut self, side: &mut Side) -> bool {
+        let Some((header, room)) = self.own.split_first_chunk_mut::<HEADER_BYTES>() else { return false };
+        let Some(len) = side.next_frame(room) else { return false };
+        // Nothing is left for the driver to do.
+        *header = [0; HEADER_BYTES];
+        let len = len.saturating_add(HEADER_BYTES);
+        if self.admit(len, self.negotiated.largest_whole) {
+            self.metrics.rx_detoured.increment();
+            self.waiting = len;
+        }
+        true
+    }
+
+    /// Whether a frame goes to the guest, for which it may have `most` bytes. If so, the limiter has to admit it.
+    fn admit(&mut self, len: usize, most: usize) -> bool {
+        let is_good = (HEADER_BYTES + MIN_FRAME_BYTES..=most).contains(&len);
+        if is_good {
+            self.owed = Some(len.saturating_sub(HEADER_BYTES) as u64);
+        } else {
+            self.metrics.rx_dropped_size.increment();
+        }
+        is_good
     }
 
     /// Moves the frame in our own memory to the guest; returns whether it is gone from here.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use kindling_rate_limiter::Share;
 use kindling_virtio_device::{Chain, Queue, WorkerError};
 
-use super::{BATCH, Wait};
+use super::{BATCH, Side, Wait};
 use crate::{HEADER_BYTES, MAX_FRAME_BYTES, MIN_FRAME_BYTES, NetMetrics};
 
 pub(super) struct Transmitter {
@@ -31,8 +31,9 @@ impl Transmitter {
         Self { chain: Chain::new(queue.memory()), queue, limiter, metrics: Arc::clone(metrics) }
     }
 
-    /// Sends a batch of frames; drops them while there is no tap, which includes that the link is down.
-    pub fn run(&mut self, tap: Option<&File>) -> Result<Wait, WorkerError> {
+    /// Sends a batch of frames, to the tap or by the detour; drops them while there is no tap, which includes that the link is
+    /// down.
+    pub fn run(&mut self, tap: Option<&File>, mut side: Option<&mut Side>) -> Result<Wait, WorkerError> {
         self.queue.begin_batch();
         let (mut frames, mut bytes) = (0_u64, 0_u64);
         let mut wait = Wait::Driver;
@@ -42,7 +43,7 @@ impl Transmitter {
                 break;
             }
             let len = u64::from(self.chain.readable.len()).saturating_sub(HEADER_BYTES as u64);
-            match self.send(tap, len) {
+            match self.send(tap, side.as_deref_mut(), len) {
                 Sent::Yes => {
                     frames = frames.saturating_add(1);
                     bytes = bytes.saturating_add(len);
@@ -73,7 +74,7 @@ impl Transmitter {
     }
 
     /// Sends the chain, whose frame has `len` bytes.
-    fn send(&mut self, tap: Option<&File>, len: u64) -> Sent {
+    fn send(&mut self, tap: Option<&File>, side: Option<&mut Side>, len: u64) -> Sent {
         if len < MIN_FRAME_BYTES as u64 || len > MAX_FRAME_BYTES as u64 {
             self.metrics.tx_dropped_size.increment();
             return Sent::Dropped;
@@ -85,6 +86,13 @@ impl Transmitter {
         if !self.limiter.consume(len) {
             self.metrics.tx_throttled.increment();
             return Sent::NotYet(Wait::Tokens);
+        }
+        if let Some(side) = side
+            && side.wants(&self.chain.readable)
+        {
+            side.receive(&mut self.chain.readable);
+            self.metrics.tx_detoured.increment();
+            return Sent::Yes;
         }
         let Err(error) = self.chain.readable.write_to(tap) else { return Sent::Yes };
         let wait = match error.raw_os_error() {

@@ -110,7 +110,7 @@ fn ask(context: &Context, schemathesis: &Path, vmm: &Path, kernel: &Path, state:
     command.env("KINDLING_API_SOCK", &socket).env("KINDLING_VM_STATE", state.wanted());
     show(&mut command)?;
 
-    let answer = client.get("/").and_then(|answer| answer.json()).map_err(said)?;
+    let answer = client.get("/").and_then(|answer| answer.json()).map_err(|error| said(&error))?;
     if answer["state"] != state.name() {
         return Err(Error::Protocol(format!("the machine's state was {}, and is {answer}", state.name())));
     }
@@ -142,7 +142,7 @@ fn wait_for(process: &mut Process, client: &Client) -> Result<()> {
 /// Starts a guest with every device that there can be, and pauses it if that is wanted.
 fn start(client: &Client, paused: bool) -> Result<()> {
     let put = |path: &str, body: Value| {
-        client.put(path, &body).and_then(|answer| answer.success()).map(|_| ()).map_err(said)
+        client.put(path, &body).and_then(|answer| answer.success()).map(|_| ()).map_err(|error| said(&error))
     };
     put("/boot-source", json!({"kernel_image_path": "/srv/vmlinux", "boot_args": "scenario=spin"}))?;
     let rootfs = json!({"drive_id": "rootfs", "is_root_device": true, "path_on_host": "/srv/rootfs.ext4"});
@@ -160,11 +160,11 @@ fn start(client: &Client, paused: bool) -> Result<()> {
     put("/actions", json!({"action_type": "InstanceStart"}))?;
     if paused {
         let body = json!({"state": "Paused"});
-        client.patch("/vm", &body).and_then(|answer| answer.success()).map_err(said)?;
+        client.patch("/vm", &body).and_then(|answer| answer.success()).map_err(|error| said(&error))?;
     }
     Ok(())
 }
 
-fn said(error: kindling_api::client::ClientError) -> Error {
+fn said(error: &kindling_api::client::ClientError) -> Error {
     Error::Protocol(error.to_string())
 }
