@@ -115,6 +115,14 @@ fn create(path: &Path) -> Result<File> {
     File::create(path).doing(|| format!("cannot create {}", path.display()))
 }
 
+/// In such a host: has KVM put a guest's processor that halts to sleep at once. It would look for something to do for a
+/// while, with an instruction that takes the emulator a thousand times as long as others: then hosts with guests that wait
+/// do not get on.
+pub fn stop_polling() -> Result<()> {
+    const TIME: &str = "/sys/module/kvm/parameters/halt_poll_ns";
+    std::fs::write(TIME, "0").doing(|| format!("cannot write {TIME}"))
+}
+
 /// What the dynamic linker loads for `program`, itself included.
 fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
     let listed = run::output(Command::new("ldd").arg(program))?;

@@ -24,7 +24,7 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use kindling_integration_tests::counting_host::CountingHost;
+use kindling_integration_tests::counting_host::{self, CountingHost};
 use kindling_integration_tests::error::{Context, Error, Result, chain};
 use kindling_integration_tests::guest_image::GuestImage;
 use kindling_integration_tests::harness::vmm_path;
@@ -41,8 +41,14 @@ const ROUNDS: usize = 3;
 /// The first argument of this program in the nested host. Group, monitor, and what guests are made of follow.
 const IN_HOST: &str = "--in-host";
 
+/// How a line with a figure begins in what it prints there.
+const FIGURE: &str = "figure ";
+
+/// The line behind the last figure.
+const COMPLETE: &str = "complete";
+
 /// Several times what a host takes.
-const LIMIT: Duration = Duration::from_secs(600);
+const LIMIT: Duration = Duration::from_secs(300);
 
 /// How many hosts a group gets: they break at times, as the guests in them do.
 const ATTEMPTS: usize = 3;
@@ -63,6 +69,7 @@ fn main() {
 
 /// In the nested host: runs a group under a monitor, and prints its figures.
 fn measure(arguments: &[String]) -> Result<()> {
+    counting_host::stop_polling()?;
     let [group, kind, program, image, root] = arguments else {
         return Err(Error::Protocol("a group, a monitor and its guest are needed".to_owned()));
     };
@@ -70,10 +77,11 @@ fn measure(arguments: &[String]) -> Result<()> {
     let group = Group::ALL.into_iter().find(|each| each.name() == group).ok_or_else(|| unknown(group))?;
     let kind = Kind::ALL.into_iter().find(|each| each.name() == kind).ok_or_else(|| unknown(kind))?;
     let parts = Parts { image: GuestImage::at(image), root: root.into() };
-    let figures = work::run(group, &Monitor { kind, program: program.into() }, &parts)?;
-    for (name, figure) in figures {
-        println!("figure {figure:.0} {name}");
-    }
+    let monitor = Monitor { kind, program: program.into() };
+    work::run(group, &monitor, &parts, &mut |name, cost| {
+        println!("{FIGURE}{cost:.0} {}: {name}", group.name());
+    })?;
+    println!("{COMPLETE}");
     Ok(())
 }
 
@@ -163,15 +171,14 @@ fn figures(host: &CountingHost, job: &[String]) -> Result<Vec<(String, f64)>> {
     for _ in 0..ATTEMPTS {
         output = host.run(job)?;
         let figure = |line: &str| {
-            let (figure, name) = line.strip_prefix("figure ")?.split_once(' ')?;
+            let (figure, name) = line.strip_prefix(FIGURE)?.split_once(' ')?;
             Some((name.trim().to_owned(), figure.parse().ok()?))
         };
-        let figures: Vec<_> = output.lines().filter_map(figure).collect();
-        if !figures.is_empty() {
-            return Ok(figures);
+        if output.lines().any(|line| line.trim_end() == COMPLETE) {
+            return Ok(output.lines().filter_map(figure).collect());
         }
     }
-    Err(Error::Protocol(format!("no figures in {output:?}")))
+    Err(Error::Protocol(format!("not all figures in {output:?}")))
 }
 
 fn table(monitors: &[Monitor], samples: &[Samples]) -> String {

@@ -47,36 +47,33 @@ impl Group {
     }
 }
 
-/// A figure's name, and instructions for each operation.
-type Figure = (String, f64);
-
-/// Runs a guest that does what belongs to a group.
-pub fn run(group: Group, monitor: &Monitor, parts: &Parts) -> Result<Vec<Figure>> {
+/// Runs a guest that does what belongs to a group. What `report` gets is the name of a figure, and instructions for each
+/// operation.
+pub fn run(group: Group, monitor: &Monitor, parts: &Parts, report: &mut dyn FnMut(&str, f64)) -> Result<()> {
     let folder = tempfile::tempdir().doing(|| "cannot create a folder".to_owned())?;
     let start = |attached: &Attached<'_>| -> Result<Guest> {
         let mut guest = monitor.guest(parts, attached, folder.path())?.start()?;
         guest.wait_ready(LIMIT)?;
         Ok(guest)
     };
-    let figures = match group {
+    match group {
         Group::DiskSync | Group::DiskAsync => {
             let path = folder.path().join("disk");
             // Not zeros, of which one could make holes.
             let written = File::create(&path)
                 .and_then(|mut file| (0..DISK_MIB).try_for_each(|_| file.write_all(&vec![0x5a; 1 << 20])));
             written.doing(|| format!("cannot write {}", path.display()))?;
-            disk(&mut start(&Attached::Disk { path: &path, is_async: group == Group::DiskAsync })?)?
+            disk(&mut start(&Attached::Disk { path: &path, is_async: group == Group::DiskAsync })?, report)
         }
         Group::Network => {
             let tap = Tap::new(&format!("{HOST}/24"), &[])?;
-            network(&mut start(&Attached::Tap(&tap))?, &tap)?
+            network(&mut start(&Attached::Tap(&tap))?, &tap, report)
         }
         Group::Sockets => {
             let path = folder.path().join("vsock");
-            sockets(&mut start(&Attached::Socket(&path))?, &path)?
+            sockets(&mut start(&Attached::Socket(&path))?, &path, report)
         }
-    };
-    Ok(figures.into_iter().map(|(name, figure)| (format!("{}: {name}", group.name()), figure)).collect())
+    }
 }
 
 /// Runs a command in the guest, which must succeed.
@@ -88,26 +85,25 @@ fn output(guest: &mut Guest, command: &str) -> Result<String> {
     Err(Error::Command { command: command.to_owned(), detail: format!("{}: {}", output.code, output.stdout) })
 }
 
-fn disk(guest: &mut Guest) -> Result<Vec<Figure>> {
-    let mut figures = Vec::new();
+fn disk(guest: &mut Guest, report: &mut dyn FnMut(&str, f64)) -> Result<()> {
     for (way, first) in [("read", 5), ("write", 46)] {
         for (name, pattern, kib, depth, mib) in [
-            ("random {}, 4 KiB, 1 at a time", "rand", 4, 1, 40),
-            ("random {}, 4 KiB, 32 at a time", "rand", 4, 32, 40),
-            ("sequential {}, 128 KiB, 4 at a time", "", 128, 4, 256),
+            ("random {}, 4 KiB, 1 at a time", "rand", 4, 1, 16),
+            ("random {}, 4 KiB, 32 at a time", "rand", 4, 32, 16),
+            ("sequential {}, 128 KiB, 4 at a time", "", 128, 4, 64),
         ] {
             let fio = format!(
                 "fio --name=job --filename=/dev/vdb --ioengine=libaio --direct=1 --size={DISK_MIB}M \
                  --norandommap --rw={pattern}{way} --bs={kib}k --iodepth={depth} --io_size={mib}M \
                  --output-format=terse --terse-version=3"
             );
-            let report = output(guest, &fio)?;
-            let cost = fio_cost(&report, first, kib);
-            let cost = cost.ok_or_else(|| Error::Protocol(format!("fio said {report:?}")))?;
-            figures.push((name.replace("{}", way), cost));
+            let said = output(guest, &fio)?;
+            let cost = fio_cost(&said, first, kib);
+            let cost = cost.ok_or_else(|| Error::Protocol(format!("fio said {said:?}")))?;
+            report(&name.replace("{}", way), cost);
         }
     }
-    Ok(figures)
+    Ok(())
 }
 
 /// Nanoseconds for each operation of `kib` KiB. `first` is the field with the KiB moved; three further on are the
@@ -119,24 +115,23 @@ fn fio_cost(report: &str, first: usize, kib: u32) -> Option<f64> {
     (moved > 0.0).then_some(milliseconds * 1e6 / (moved / f64::from(kib)))
 }
 
-fn network(guest: &mut Guest, tap: &Tap) -> Result<Vec<Figure>> {
+fn network(guest: &mut Guest, tap: &Tap, report: &mut dyn FnMut(&str, f64)) -> Result<()> {
     output(guest, &format!("ip link set eth0 up && ip address add {GUEST}/24 dev eth0"))?;
     output(guest, "iperf3 --server --daemon && sleep 1")?;
-    let mut figures = Vec::new();
     for (way, direction) in [("to the host", &["--reverse"][..]), ("from the host", &[])] {
-        let options = ["--client", GUEST, "--json", "--bytes", "192M"];
-        let report = Report::parse(&tap.run("iperf3", &[&options[..], direction].concat(), LIMIT)?)?;
-        let kib = report.number("sum_received", "bytes")? / 1024.0;
-        figures.push((format!("TCP {way}, a KiB"), report.number("sum_received", "seconds")? * 1e9 / kib));
+        let options = ["--client", GUEST, "--json", "--bytes", "64M"];
+        let said = Report::parse(&tap.run("iperf3", &[&options[..], direction].concat(), LIMIT)?)?;
+        let kib = said.number("sum_received", "bytes")? / 1024.0;
+        report(&format!("TCP {way}, a KiB"), said.number("sum_received", "seconds")? * 1e9 / kib);
     }
     for (way, direction) in [("to the host", &["--reverse"][..]), ("from the host", &[])] {
         let options =
-            ["--client", GUEST, "--json", "--udp", "--length", "64", "--bitrate", "0", "--bytes", "2M"];
-        let report = Report::parse(&tap.run("iperf3", &[&options[..], direction].concat(), LIMIT)?)?;
-        let arrived = report.number("sum", "packets")? - report.number("sum", "lost_packets")?;
-        figures.push((format!("UDP {way}, 64 bytes"), report.number("sum", "seconds")? * 1e9 / arrived));
+            ["--client", GUEST, "--json", "--udp", "--length", "64", "--bitrate", "0", "--bytes", "1M"];
+        let said = Report::parse(&tap.run("iperf3", &[&options[..], direction].concat(), LIMIT)?)?;
+        let arrived = said.number("sum", "packets")? - said.number("sum", "lost_packets")?;
+        report(&format!("UDP {way}, 64 bytes"), said.number("sum", "seconds")? * 1e9 / arrived);
     }
-    Ok(figures)
+    Ok(())
 }
 
 /// What iperf3 says in the end.
@@ -154,12 +149,11 @@ impl Report {
     }
 }
 
-fn sockets(guest: &mut Guest, path: &Path) -> Result<Vec<Figure>> {
-    const MIB: usize = 192;
+fn sockets(guest: &mut Guest, path: &Path, report: &mut dyn FnMut(&str, f64)) -> Result<()> {
+    const MIB: usize = 96;
     const PORT: u32 = 5000;
     let kib = (MIB << 10) as f64;
     let mut bytes = vec![0x5a; 64 << 10];
-    let mut figures = Vec::new();
 
     let mut listening = path.as_os_str().to_owned();
     listening.push(format!("_{PORT}"));
@@ -178,7 +172,7 @@ fn sockets(guest: &mut Guest, path: &Path) -> Result<Vec<Figure>> {
         }
         left = left.saturating_sub(read);
     }
-    figures.push(("to the host, a KiB".to_owned(), begun.elapsed().as_nanos() as f64 / kib));
+    report("to the host, a KiB", begun.elapsed().as_nanos() as f64 / kib);
     guest.finish(LIMIT)?;
 
     guest.begin(&format!("socat -u -b 65536 VSOCK-LISTEN:{PORT} OPEN:/dev/null"), LIMIT)?;
@@ -190,9 +184,9 @@ fn sockets(guest: &mut Guest, path: &Path) -> Result<Vec<Figure>> {
         stream.read(&mut bytes).map(drop)
     });
     sent.doing(|| "cannot write to the guest".to_owned())?;
-    figures.push(("from the host, a KiB".to_owned(), begun.elapsed().as_nanos() as f64 / kib));
+    report("from the host, a KiB", begun.elapsed().as_nanos() as f64 / kib);
     guest.finish(LIMIT)?;
-    Ok(figures)
+    Ok(())
 }
 
 /// Connects to the guest as soon as its program listens.
