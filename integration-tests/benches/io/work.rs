@@ -126,7 +126,7 @@ fn network(guest: &mut Guest, tap: &Tap, report: &mut dyn FnMut(&str, f64)) -> R
     }
     for (way, direction) in [("to the host", &["--reverse"][..]), ("from the host", &[])] {
         let options =
-            ["--client", GUEST, "--json", "--udp", "--length", "64", "--bitrate", "0", "--bytes", "1M"];
+            ["--client", GUEST, "--json", "--udp", "--length", "64", "--bitrate", "0", "--time", "1"];
         let said = Report::parse(&tap.run("iperf3", &[&options[..], direction].concat(), LIMIT)?)?;
         let arrived = said.number("sum", "packets")? - said.number("sum", "lost_packets")?;
         report(&format!("UDP {way}, 64 bytes"), said.number("sum", "seconds")? * 1e9 / arrived);
