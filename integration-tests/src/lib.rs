@@ -17,6 +17,7 @@ pub mod nested;
 pub mod packages;
 pub mod place;
 pub mod progress;
+pub mod python;
 pub mod root_image;
 pub mod run;
 pub mod runner;

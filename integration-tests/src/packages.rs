@@ -42,8 +42,8 @@ pub const ZSTD: Tool = Tool { program: "zstd", package: "zstd" };
 pub const GZIP: Tool = Tool { program: "gzip", package: "gzip" };
 /// The C++ compiler, for the fuzzing engine.
 pub const CXX: Tool = Tool { program: "c++", package: "g++" };
-/// What installs Python packages apart from those of the system.
-pub const VIRTUALENV: Tool = Tool { program: "virtualenv", package: "virtualenv" };
+/// What clients and checks of the API run in.
+pub const PYTHON: Tool = Tool { program: "python3", package: "python3" };
 
 /// Installs the tools that are missing, if this user may; otherwise the error holds the command to run.
 pub fn require(tools: &[Tool], progress: &Progress) -> Result<()> {
@@ -51,11 +51,16 @@ pub fn require(tools: &[Tool], progress: &Progress) -> Result<()> {
     if missing.is_empty() {
         return Ok(());
     }
-    let names: Vec<_> = missing.iter().map(|tool| tool.package).collect();
-    let names = names.join(" ");
+    let join = |name: fn(&Tool) -> &'static str| missing.iter().map(|tool| name(tool)).collect::<Vec<_>>();
+    install(&join(|tool| tool.program).join(", "), &join(|tool| tool.package).join(" "), progress)
+}
+
+/// Installs packages, whose `names` are separated by spaces, if this user may; otherwise the error says that `what` is
+/// missing, and holds the command to run.
+pub fn install(what: &str, names: &str, progress: &Progress) -> Result<()> {
     let Some(prefix) = root_prefix() else {
-        let what = missing.iter().map(|tool| tool.program).collect::<Vec<_>>().join(", ");
-        return Err(Error::Missing { what, command: format!("sudo apt-get install {names}") });
+        let command = format!("sudo apt-get install {names}");
+        return Err(Error::Missing { what: what.to_owned(), command });
     };
     progress.during(&format!("installing {names}"), || {
         let install = || {

@@ -1,7 +1,6 @@
 //! The step that has schemathesis ask the API whatever its description allows, and does not: every answer has to be one that
 //! the description has.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -11,8 +10,8 @@ use kindling_integration_tests::bare_metal::Images;
 use kindling_integration_tests::error::{Context as _, Error, Result};
 use kindling_integration_tests::harness::Process;
 use kindling_integration_tests::place::kvm_opens;
-use kindling_integration_tests::run;
-use kindling_integration_tests::workspace::{root, target_dir};
+use kindling_integration_tests::python;
+use kindling_integration_tests::workspace::root;
 use serde_json::{Value, json};
 
 use crate::Context;
@@ -53,7 +52,8 @@ impl State {
 
 /// Asks a machine that is not started, one that runs and one that is paused.
 pub fn run(context: &Context) -> Result<Passed> {
-    let schemathesis = install(context)?;
+    let python = python::prepare("integration-tests/schemathesis/requirements.txt", &context.progress)?;
+    let schemathesis = python.with_file_name("schemathesis");
     let vmm = PathBuf::from(vmm(context)?);
     // With what is no kernel the guest does not start.
     let no_kernel = root().join("crates/api/openapi.yaml");
@@ -66,24 +66,6 @@ pub fn run(context: &Context) -> Result<Passed> {
     ask(context, &schemathesis, &vmm, &guest, State::Running)?;
     ask(context, &schemathesis, &vmm, &guest, State::Paused)?;
     Ok(Passed { note: format!("{} examples a call and state", context.api_examples), tests: 0 })
-}
-
-/// Installs schemathesis, unless it is there, and returns its program.
-fn install(context: &Context) -> Result<PathBuf> {
-    let requirements = root().join("integration-tests/schemathesis/requirements.txt");
-    let folder = target_dir().join("schemathesis");
-    let installed = folder.join("requirements.txt");
-    let read = |path: &Path| fs::read(path).doing(|| format!("cannot read {}", path.display()));
-    if !read(&installed).is_ok_and(|text| read(&requirements).is_ok_and(|wanted| wanted == text)) {
-        context.progress.during("installing schemathesis", || {
-            run::quiet(Command::new("virtualenv").args(["--quiet", "--clear"]).arg(&folder))?;
-            let mut pip = Command::new(folder.join("bin/pip"));
-            pip.args(["install", "--quiet", "--disable-pip-version-check", "--require-hashes"]);
-            run::quiet(pip.args(["--only-binary", ":all:", "--requirement"]).arg(&requirements))
-        })?;
-        fs::copy(&requirements, &installed).doing(|| format!("cannot write {}", installed.display()))?;
-    }
-    Ok(folder.join("bin/schemathesis"))
 }
 
 fn ask(context: &Context, schemathesis: &Path, vmm: &Path, kernel: &Path, state: State) -> Result<()> {

@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 use kindling_integration_tests::bare_metal::{IMAGES_VARIABLE, Images};
 use kindling_integration_tests::error::{Error, Result};
 use kindling_integration_tests::place::{self, kvm_opens};
+use kindling_integration_tests::python;
 use kindling_integration_tests::run;
 use kindling_integration_tests::runner::{EXIT_HOST_BROKEN, FILES_VARIABLE, VMM_VARIABLE};
 use kindling_integration_tests::workspace::{HOST_RUNNER, VMM, cargo, link_statically};
@@ -16,28 +17,56 @@ use crate::Context;
 use crate::shell::{colour, show_tests};
 use crate::steps::Passed;
 
+/// The package of most test binaries.
+const PACKAGE: &str = "kindling-integration-tests";
+/// The package of those with clients of others, which bring much of their own.
+const CLIENTS_PACKAGE: &str = "kindling-client-tests";
+
 /// How `vmm` ends, and what it says, for input it cannot work with.
 pub fn bad_input(context: &Context) -> Result<Passed> {
-    run_tests(context, "bad_input", Needs::AnyKvm, |_| Ok(()))
+    run_tests(context, (PACKAGE, "bad_input"), Needs::AnyKvm, |_| Ok(()))
 }
 
 /// The bare-metal guest's tests.
 pub fn bare_metal(context: &Context) -> Result<Passed> {
-    run_tests(context, "bare_metal", Needs::AnyKvm, |command| {
-        let images = Images::build(&context.progress)?;
-        let files: Vec<_> =
-            [&images.guest, &images.exit, &images.mark].into_iter().map(PathBuf::as_path).collect();
-        let joined = std::env::join_paths(&files)
-            .map_err(|error| Error::Protocol(format!("a path that cannot stand in a list: {error}")))?;
-        let folder = images.guest.parent().unwrap_or(Path::new("/"));
-        command.env(IMAGES_VARIABLE, folder).env(FILES_VARIABLE, joined);
-        Ok(())
-    })
+    run_tests(context, (PACKAGE, "bare_metal"), Needs::AnyKvm, |command| add_images(context, command))
+}
+
+/// Gives a test binary the bare-metal guest's images.
+fn add_images(context: &Context, command: &mut Command) -> Result<()> {
+    let images = Images::build(&context.progress)?;
+    let files: Vec<_> =
+        [&images.guest, &images.exit, &images.mark].into_iter().map(PathBuf::as_path).collect();
+    let joined = std::env::join_paths(&files)
+        .map_err(|error| Error::Protocol(format!("a path that cannot stand in a list: {error}")))?;
+    let folder = images.guest.parent().unwrap_or(Path::new("/"));
+    command.env(IMAGES_VARIABLE, folder).env(FILES_VARIABLE, joined);
+    Ok(())
 }
 
 /// The tests with stock Linux guests.
 pub fn linux(context: &Context) -> Result<Passed> {
-    run_tests(context, "linux", Needs::GuestKernels, |_| Ok(()))
+    run_tests(context, (PACKAGE, "linux"), Needs::GuestKernels, |_| Ok(()))
+}
+
+/// The packages of the clients in Python.
+const PYTHON_CLIENTS: &str = "integration-tests/clients/tests/python_clients/requirements.txt";
+
+/// The tests with clients of others. Those in Python run on this machine only, which has Python.
+pub fn clients(context: &Context) -> Result<Passed> {
+    let stock = run_tests(context, (CLIENTS_PACKAGE, "clients"), Needs::GuestKernels, |_| Ok(()))?;
+    let wanted = std::env::var(place::VARIABLE).unwrap_or_default();
+    if !Needs::AnyKvm.run_directly(&wanted, kvm_opens()) {
+        let note = format!("{}; none in Python, which need a /dev/kvm of this machine", stock.note);
+        return Ok(Passed { note, ..stock });
+    }
+    let python = run_tests(context, (CLIENTS_PACKAGE, "python_clients"), Needs::AnyKvm, |command| {
+        add_images(context, command)?;
+        command.env(python::VARIABLE, python::prepare(PYTHON_CLIENTS, &context.progress)?);
+        Ok(())
+    })?;
+    let note = format!("{}; in Python, {}", stock.note, python.note);
+    Ok(Passed { note, tests: stock.tests + python.tests })
 }
 
 /// What tests need.
@@ -60,12 +89,13 @@ impl Needs {
 /// Builds a test binary and runs it, unless the filter leaves nothing of it: under `host-runner`, or directly.
 fn run_tests(
     context: &Context,
-    name: &str,
+    (package, name): (&str, &str),
     needs: Needs,
     prepare: impl FnOnce(&mut Command) -> Result<()>,
 ) -> Result<Passed> {
     let progress = &context.progress;
-    let binary = progress.during(&format!("building the tests of {name} (static)"), || build(name))?;
+    let binary =
+        progress.during(&format!("building the tests of {name} (static)"), || build(package, name))?;
     if context.filter.is_some() && !has_tests(&binary, context)? {
         return Ok(Passed { note: "no test has such a name".to_owned(), tests: 0 });
     }
@@ -112,8 +142,8 @@ struct Target {
     name: String,
 }
 
-/// Builds a test binary and returns its path.
-fn build(name: &str) -> Result<PathBuf> {
+/// Builds a test binary of a package and returns its path.
+fn build(package: &str, name: &str) -> Result<PathBuf> {
     let mut command = cargo();
     command.args([
         "test",
@@ -124,7 +154,7 @@ fn build(name: &str) -> Result<PathBuf> {
         "--message-format",
         "json-render-diagnostics",
     ]);
-    command.args(["--package", "kindling-integration-tests", "--test", name]);
+    command.args(["--package", package, "--test", name]);
     link_statically(&mut command);
     command.stderr(Stdio::inherit());
     let messages = run::output(&mut command)?;

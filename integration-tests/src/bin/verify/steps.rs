@@ -33,7 +33,7 @@ pub struct Passed {
 }
 
 /// All steps, cheap ones first.
-pub const STEPS: [Step; 9] = [
+pub const STEPS: [Step; 10] = [
     Step { name: "fmt", what: "the source is formatted", filterable: false, tools: &[], run: fmt },
     Step {
         name: "clippy",
@@ -68,10 +68,17 @@ pub const STEPS: [Step; 9] = [
         name: "api",
         what: "answers of the API are those that openapi.yaml has",
         filterable: false,
-        tools: &[packages::VIRTUALENV],
+        tools: &[packages::PYTHON],
         run: api::run,
     },
     Step { name: "linux", what: "stock Linux guests", filterable: true, tools: &[], run: guests::linux },
+    Step {
+        name: "clients",
+        what: "clients of Firecracker's API, unchanged",
+        filterable: true,
+        tools: &[],
+        run: guests::clients,
+    },
     Step {
         name: "fuzz",
         what: "a short run of every fuzz target",
@@ -97,7 +104,8 @@ fn clippy(_: &Context) -> Result<Passed> {
     let deny = ["--", "-D", "warnings"];
     show(cargo().args(["clippy", "--quiet", "--workspace", "--all-targets"]).args(deny))?;
     // The tests that need guests are not part of "all targets", so that `cargo test` does not run them.
-    let package = ["--package", "kindling-integration-tests", "--test", "*"];
+    let package =
+        ["--package", "kindling-integration-tests", "--package", "kindling-client-tests", "--test", "*"];
     show(cargo().args(["clippy", "--quiet"]).args(package).args(deny))?;
     Ok(Passed::default())
 }
