@@ -11,7 +11,7 @@ use super::{END_LIMIT, output, ready};
 /// One byte at a time through an emulated UART in an emulated machine takes its time.
 const TRANSFER_LIMIT: Duration = Duration::from_secs(600);
 
-fn sha256(bytes: &[u8]) -> String {
+pub fn sha256(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().fold(String::new(), |mut text, byte| {
         let _ = write!(text, "{byte:02x}");
         text
