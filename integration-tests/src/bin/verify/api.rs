@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use kindling_api::client::Client;
+use kindling_api::client::{Client, ClientError, Response};
 use kindling_integration_tests::bare_metal::Images;
-use kindling_integration_tests::error::{Context as _, Error, Result};
+use kindling_integration_tests::error::{Context as _, Error, Result, chain};
 use kindling_integration_tests::harness::Process;
 use kindling_integration_tests::place::kvm_opens;
 use kindling_integration_tests::python;
@@ -92,7 +92,7 @@ fn ask(context: &Context, schemathesis: &Path, vmm: &Path, kernel: &Path, state:
     command.env("KINDLING_API_SOCK", &socket).env("KINDLING_VM_STATE", state.wanted());
     show(&mut command)?;
 
-    let answer = client.get("/").and_then(|answer| answer.json()).map_err(|error| said(&error))?;
+    let answer = said(client.get("/").and_then(|answer| answer.json()))?;
     if answer["state"] != state.name() {
         return Err(Error::Protocol(format!("the machine's state was {}, and is {answer}", state.name())));
     }
@@ -123,9 +123,7 @@ fn wait_for(process: &mut Process, client: &Client) -> Result<()> {
 
 /// Starts a guest with every device that there can be, and pauses it if that is wanted.
 fn start(client: &Client, paused: bool) -> Result<()> {
-    let put = |path: &str, body: Value| {
-        client.put(path, &body).and_then(|answer| answer.success()).map(|_| ()).map_err(|error| said(&error))
-    };
+    let put = |path: &str, body: Value| said(client.put(path, &body).and_then(Response::success));
     put("/boot-source", json!({"kernel_image_path": "/srv/vmlinux", "boot_args": "scenario=spin"}))?;
     let rootfs = json!({"drive_id": "rootfs", "is_root_device": true, "path_on_host": "/srv/rootfs.ext4"});
     put("/drives/rootfs", rootfs)?;
@@ -142,11 +140,12 @@ fn start(client: &Client, paused: bool) -> Result<()> {
     put("/actions", json!({"action_type": "InstanceStart"}))?;
     if paused {
         let body = json!({"state": "Paused"});
-        client.patch("/vm", &body).and_then(|answer| answer.success()).map_err(|error| said(&error))?;
+        said(client.patch("/vm", &body).and_then(Response::success))?;
     }
     Ok(())
 }
 
-fn said(error: &kindling_api::client::ClientError) -> Error {
-    Error::Protocol(error.to_string())
+/// The answer, or what was wrong with it as an error of this program.
+fn said<T>(answer: std::result::Result<T, ClientError>) -> Result<T> {
+    answer.map_err(|error| Error::Protocol(chain(&error)))
 }
