@@ -1,5 +1,6 @@
 //! Why the service could not be made, or its document not be changed.
 
+use std::io;
 use std::net::Ipv4Addr;
 
 /// What can go wrong on the host's side.
@@ -21,7 +22,7 @@ pub enum Error {
     Empty,
     /// The host gave no random bytes, for keys and sequence numbers.
     #[error("cannot get random bytes from the host")]
-    Random(#[source] getrandom::Error),
+    Random(#[source] io::Error),
     /// The service can be reached at an address of one host only.
     #[error("{0} cannot be the metadata service's address")]
     Address(Ipv4Addr),

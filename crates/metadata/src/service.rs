@@ -1,5 +1,6 @@
 //! The service itself: the document, the tokens and the rules by which guests get to them, behind one lock.
 
+use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -173,8 +174,19 @@ impl Service {
 /// Random bytes of the host; when fuzzing always the same, so that inputs do the same again.
 pub(crate) fn random<const N: usize>() -> Result<[u8; N], Error> {
     let mut bytes = [7; N];
-    if !cfg!(fuzzing) {
-        getrandom::fill(&mut bytes).map_err(Error::Random)?;
+    // Not the crate `getrandom`: in a program that is linked statically it finds no such function of the C library, and
+    // wants `/dev/urandom`, which a jail need not have.
+    while !cfg!(fuzzing) {
+        // SAFETY: the pointer and the length are those of an array that this function may write.
+        let len = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), N, 0) };
+        // As few bytes as these come all at once or not at all (getrandom(2)).
+        if usize::try_from(len) == Ok(N) {
+            break;
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(Error::Random(error));
+        }
     }
     Ok(bytes)
 }
