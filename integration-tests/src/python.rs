@@ -26,7 +26,8 @@ pub fn from_environment() -> Option<PathBuf> {
 }
 
 /// Makes a folder with the packages that the file at `path` below the workspace names, unless it is there, and returns the
-/// path of the interpreter; the packages' programs are beside it.
+/// path of the interpreter. The packages' programs are run as its modules: the scripts beside it name the folder that was this
+/// one's while it was made.
 pub fn prepare(path: &str, progress: &Progress) -> Result<PathBuf> {
     packages::require(&[PYTHON], progress)?;
     require_venv(progress)?;

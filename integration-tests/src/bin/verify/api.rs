@@ -53,22 +53,21 @@ impl State {
 /// Asks a machine that is not started, one that runs and one that is paused.
 pub fn run(context: &Context) -> Result<Passed> {
     let python = python::prepare("integration-tests/schemathesis/requirements.txt", &context.progress)?;
-    let schemathesis = python.with_file_name("schemathesis");
     let vmm = PathBuf::from(vmm(context)?);
     // With what is no kernel the guest does not start.
     let no_kernel = root().join("crates/api/openapi.yaml");
-    ask(context, &schemathesis, &vmm, &no_kernel, State::NotStarted)?;
+    ask(context, &python, &vmm, &no_kernel, State::NotStarted)?;
     if !kvm_opens() {
         let note = "only before the start, for /dev/kvm cannot be opened".to_owned();
         return Ok(Passed { note, tests: 0 });
     }
     let guest = Images::build(&context.progress)?.guest;
-    ask(context, &schemathesis, &vmm, &guest, State::Running)?;
-    ask(context, &schemathesis, &vmm, &guest, State::Paused)?;
+    ask(context, &python, &vmm, &guest, State::Running)?;
+    ask(context, &python, &vmm, &guest, State::Paused)?;
     Ok(Passed { note: format!("{} examples a call and state", context.api_examples), tests: 0 })
 }
 
-fn ask(context: &Context, schemathesis: &Path, vmm: &Path, kernel: &Path, state: State) -> Result<()> {
+fn ask(context: &Context, python: &Path, vmm: &Path, kernel: &Path, state: State) -> Result<()> {
     println!("{}:", state.name());
     let folder = tempfile::tempdir().doing(|| "cannot create a folder for the API's socket".to_owned())?;
     let socket = folder.path().join("api/api.sock");
@@ -83,8 +82,9 @@ fn ask(context: &Context, schemathesis: &Path, vmm: &Path, kernel: &Path, state:
         start(&client, state == State::Paused)?;
     }
 
-    let mut command = Command::new(schemathesis);
-    command.current_dir(folder.path()).arg("run").arg(root().join("crates/api/openapi.yaml"));
+    let mut command = Command::new(python);
+    command.args(["-m", "schemathesis.cli", "run"]).arg(root().join("crates/api/openapi.yaml"));
+    command.current_dir(folder.path());
     command.args(["--url", "http://localhost", "--phases", "examples,coverage,fuzzing"]).args(CHECKS);
     command.args(["--max-examples", &context.api_examples.to_string()]);
     command.args(["--continue-on-failure", "--warnings", "off", "--no-color"]);
