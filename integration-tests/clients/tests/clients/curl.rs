@@ -1,5 +1,5 @@
-//! `curl`, in the way of documents that show how to get started with Firecracker: a command per request, and no header but
-//! those that it sends by itself.
+//! `curl`, in the way of documents that show how to get started with Firecracker: a command per request, and no header
+//! but those that it sends by itself.
 
 use std::path::Path;
 use std::process::{Command, Stdio};

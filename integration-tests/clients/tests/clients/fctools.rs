@@ -1,5 +1,5 @@
-//! The crate `fctools`: it talks to the monitor over its standard streams as well as the API, and removes every file that the
-//! monitor should have left.
+//! The crate `fctools`: it talks to the monitor over its standard streams as well as the API, and removes every file
+//! that the monitor should have left.
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};

@@ -47,8 +47,8 @@ fn configuration(setup: &Setup, program: PathBuf) -> Configuration {
         .with_executor(executor.try_build().unwrap())
 }
 
-/// Has the client start a monitor. It gives that half a second, which may be too short for a machine that is emulated; then it
-/// gets another try.
+/// Has the client start a monitor. It gives that half a second, which may be too short for a machine that is emulated;
+/// then it gets another try.
 async fn create(setup: &Setup, program: PathBuf) -> (Machine, Monitor) {
     let socket = setup.path("machines/vm1/firecracker.socket");
     for _ in 0..TRIES {

@@ -1,5 +1,6 @@
-//! Clients of Firecracker's API, unchanged, each with a stock Linux guest in the real `vmm`: a client starts the monitor, as far
-//! as it can do that, describes a guest with disk and network, starts it, changes it while it runs, and stops it.
+//! Clients of Firecracker's API, unchanged, each with a stock Linux guest in the real `vmm`: a client starts the
+//! monitor, as far as it can do that, describes a guest with disk and network, starts it, changes it while it runs, and
+//! stops it.
 //!
 //! `cargo verify` runs this binary through `host-runner`, as it does the tests of stock guests. The guests' agent is at the
 //! serial port, which is the monitor's standard input and output, as Firecracker's is.

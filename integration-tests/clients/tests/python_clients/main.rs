@@ -1,5 +1,5 @@
-//! Clients of Firecracker's API from the Python package index, unchanged, against the real `vmm` with the bare-metal guest, directly
-//! on this machine: it has the interpreter, and any `/dev/kvm` will do.
+//! Clients of Firecracker's API from the Python package index, unchanged, against the real `vmm` with the bare-metal
+//! guest, directly on this machine: it has the interpreter, and any `/dev/kvm` will do.
 //!
 //! `cargo verify` runs this binary with an interpreter that has the clients.
 #![allow(clippy::panic, clippy::unwrap_used, reason = "the tests' helpers fail as the tests do")]

@@ -1,4 +1,4 @@
-"""Has the client inside smolvm, a program in Rust, describe a guest with disk and network, start it, pause it and resume it."""
+"""Has the client inside smolvm, in Rust, describe a guest with disk and network, start it, pause it and resume it."""
 
 import sys
 
