@@ -146,7 +146,7 @@ async fn end(setup: &Setup, vm: &mut Machine, method: VmShutdownMethod) -> std::
     let action = VmShutdownAction { method, timeout: Some(scaled(END_LIMIT)), graceful: true };
     let ended = vm.shutdown([action]).await.unwrap();
     assert!(ended.errors.is_empty(), "{ended:?}");
-    // It fails for the API's socket and the sockets device's if they are not there.
+    // It fails if the sockets device's socket is not there.
     vm.cleanup().await.unwrap();
     for name in ["api.sock", "v.sock", "log", "metrics"] {
         assert!(!setup.path(name).exists(), "{name}");
