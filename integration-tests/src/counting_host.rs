@@ -115,9 +115,8 @@ fn create(path: &Path) -> Result<File> {
     File::create(path).doing(|| format!("cannot create {}", path.display()))
 }
 
-/// In such a host: has KVM put a guest's processor that halts to sleep at once. It would look for something to do for a
-/// while, with an instruction that takes the emulator a thousand times as long as others: then hosts with guests that wait
-/// do not get on.
+/// In such a host: has KVM put a guest's processor that halts to sleep at once. It would look for something to do for up to
+/// 200 µs, on the only processor there is.
 pub fn stop_polling() -> Result<()> {
     const TIME: &str = "/sys/module/kvm/parameters/halt_poll_ns";
     std::fs::write(TIME, "0").doing(|| format!("cannot write {TIME}"))
