@@ -82,9 +82,14 @@ impl Monitor {
             Kind::Vmm => vmm(builder, parts, attached),
             Kind::Qemu => builder.arguments(qemu(parts, attached)),
             Kind::Firecracker => {
-                let config = folder.join("firecracker.json");
-                std::fs::write(&config, firecracker(parts, attached).to_string())
-                    .doing(|| format!("cannot write {}", config.display()))?;
+                let [config, cpu] = ["firecracker.json", "cpu.json"].map(|name| folder.join(name));
+                let write = |path: &Path, value: &serde_json::Value| {
+                    std::fs::write(path, value.to_string())
+                        .doing(|| format!("cannot write {}", path.display()))
+                };
+                write(&config, &firecracker(parts, attached, &cpu))?;
+                // KVM_CAP_XCRS: the host's processor has no XSAVE.
+                write(&cpu, &serde_json::json!({ "kvm_capabilities": ["!56"] }))?;
                 let options = ["--no-api", "--no-seccomp", "--config-file"].map(PathBuf::from);
                 builder.arguments(options.into_iter().chain([config]))
             }
@@ -155,7 +160,7 @@ fn qemu(parts: &Parts, attached: &Attached<'_>) -> Vec<String> {
     argv
 }
 
-fn firecracker(parts: &Parts, attached: &Attached<'_>) -> serde_json::Value {
+fn firecracker(parts: &Parts, attached: &Attached<'_>, cpu: &Path) -> serde_json::Value {
     let drive = |name: &str, path: &Path, is_read_only: bool, engine: &str| {
         serde_json::json!({
             "drive_id": name, "path_on_host": path, "is_root_device": false,
@@ -172,6 +177,7 @@ fn firecracker(parts: &Parts, attached: &Attached<'_>) -> serde_json::Value {
             "initrd_path": parts.image.initramfs(),
             "boot_args": format!("{} {CMDLINE}", default_cmdline()),
         },
+        "cpu-config": cpu,
         "machine-config": { "vcpu_count": 1, "mem_size_mib": MEMORY_MIB },
         "drives": drives,
     });
