@@ -66,6 +66,12 @@ pub const GUEST_INIT: StaticBinary =
 /// The runner of test binaries.
 pub const HOST_RUNNER: StaticBinary =
     StaticBinary { package: "kindling-integration-tests", name: "host-runner", profile: "tools" };
+/// The launcher that confines the monitor, as it is released.
+pub const JAILER: StaticBinary =
+    StaticBinary { package: "kindling-jailer", name: "jailer", profile: "release" };
+/// What tests of the jailer run in the place of the monitor.
+pub const JAIL_PROBE: StaticBinary =
+    StaticBinary { package: "kindling-integration-tests", name: "jail-probe", profile: "tools" };
 
 impl StaticBinary {
     /// Builds it if it is not up to date and returns its path.

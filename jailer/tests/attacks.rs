@@ -1,0 +1,430 @@
+//! What others may have prepared, and what goes wrong: refused with a line that says why, or harmless, and nothing outside
+//! the jail is changed. These tests need root, as the jailer does.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod common;
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt, symlink};
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use common::{GID, Jailed, Place, STRANGER, UID, failed, give, listing, own_mounts, run, wait};
+
+const NONE: [&str; 0] = [];
+
+/// Puts something in the place of a path.
+type Plant = fn(&Path, &Path);
+
+#[test]
+fn a_symbolic_link_at_any_component_is_refused() {
+    for component in [
+        "jails",
+        "jails/vmm",
+        "jails/vmm/a",
+        "jails/vmm/a/root",
+        "jails/vmm/a/root/dev",
+        "jails/vmm/a/root/run",
+    ] {
+        let place = Place::new();
+        let target = place.path().join("target");
+        fs::create_dir(&target).unwrap();
+        fs::write(target.join("file"), "precious").unwrap();
+        let link = place.path().join(component);
+        fs::create_dir_all(link.parent().unwrap()).unwrap();
+        symlink(&target, &link).unwrap();
+        let line = place.refused(&NONE);
+        assert!(line.contains(&format!("{} is not a folder", link.display())), "{line}");
+    }
+}
+
+#[test]
+fn a_link_in_the_place_of_a_file_that_the_jailer_writes_is_refused() {
+    let plants: [(Plant, &str); 4] = [
+        (|target, path| symlink(target, path).unwrap(), "is a symbolic link"),
+        (|_, path| symlink("nowhere", path).unwrap(), "is a symbolic link"),
+        (|target, path| fs::hard_link(target, path).unwrap(), "is a hard link"),
+        (|_, path| fs::create_dir(path).unwrap(), "is in the way"),
+    ];
+    for (plant, fault) in plants {
+        for file in ["root/vmm", "root/vmm.pid", "pid"] {
+            let place = Place::new();
+            let target = place.path().join("target");
+            fs::write(&target, "precious").unwrap();
+            let path = place.make_root().parent().unwrap().join(file);
+            plant(&target, &path);
+            let line = place.refused(&NONE);
+            assert!(line.contains(&format!("{} {fault}", path.display())), "{line}");
+        }
+    }
+}
+
+#[test]
+fn the_executable_may_not_be_a_link_to_the_original_in_the_jail() {
+    let place = Place::new();
+    fs::hard_link(place.executable(), place.make_root().join("vmm")).unwrap();
+    assert!(place.refused(&NONE).contains("is a hard link"));
+}
+
+#[test]
+fn folders_and_files_of_another_user_are_refused() {
+    for component in ["jails", "jails/vmm", "jails/vmm/a", "jails/vmm/a/root", "jails/vmm/a/root/run"] {
+        let place = Place::new();
+        fs::create_dir_all(place.make_root().join("run")).unwrap();
+        give(&place.path().join(component), STRANGER, STRANGER);
+        let line = place.refused(&NONE);
+        assert!(line.contains(&format!("{component} belongs to user {STRANGER}")), "{line}");
+    }
+    let place = Place::new();
+    let copy = place.make_root().join("vmm");
+    fs::write(&copy, "not the monitor").unwrap();
+    give(&copy, STRANGER, STRANGER);
+    assert!(place.refused(&NONE).contains("vmm belongs to another user"));
+}
+
+#[test]
+fn folders_that_others_can_change_are_refused() {
+    for component in ["", "jails", "jails/vmm", "jails/vmm/a", "jails/vmm/a/root"] {
+        for (mode, group) in [(0o777, 0), (0o702, 0), (0o770, STRANGER)] {
+            let place = Place::new();
+            let folder = place.make_root();
+            let folder = folder
+                .ancestors()
+                .find(|path| path.ends_with(component) || component.is_empty() && *path == place.path());
+            let folder = folder.unwrap();
+            give(folder, 0, group);
+            fs::set_permissions(folder, Permissions::from_mode(mode)).unwrap();
+            let line = place.refused(&NONE);
+            assert!(line.contains(&format!("{} can be changed by others", folder.display())), "{line}");
+        }
+    }
+}
+
+#[test]
+fn folders_of_the_jails_own_user_and_group_are_trusted() {
+    let place = Place::new();
+    let root = place.make_root();
+    for folder in root.ancestors().take(4) {
+        give(folder, UID, GID);
+        fs::set_permissions(folder, Permissions::from_mode(0o775)).unwrap();
+    }
+    Jailed::start(&mut place.jailer(&NONE)).end();
+}
+
+#[test]
+fn ids_that_lead_elsewhere_are_bad_command_lines() {
+    let place = Place::new();
+    let before = place.listing();
+    let long = "a".repeat(65);
+    for id in ["..", ".", "", "a/../b", "/etc", "a/b", "a\n", "ä", long.as_str()] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_jailer"));
+        command.args(["--id", id, "--uid", "1", "--gid", "1", "--exec-file"]).arg(place.executable());
+        let output = command.arg("--chroot-base-dir").arg(place.base()).output().unwrap();
+        assert_eq!(output.status.code(), Some(153), "{id:?}: {output:?}");
+        assert!(String::from_utf8_lossy(&output.stderr).contains("--id"), "{id:?}: {output:?}");
+    }
+    assert_eq!(place.listing(), before);
+}
+
+#[test]
+fn an_executable_that_is_none_is_refused() {
+    let place = Place::new();
+    let mut with = |path: &Path| {
+        let before = place.listing();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_jailer"));
+        command.args(["--id", "a", "--uid", "1", "--gid", "1", "--exec-file"]).arg(path);
+        let line = failed(&command.arg("--chroot-base-dir").arg(place.base()).output().unwrap());
+        assert_eq!(place.listing(), before, "{line}");
+        line
+    };
+    let path = |name: &str| place.path().join(name);
+    assert!(with(&path("nowhere")).contains("cannot open executable"));
+    fs::create_dir(path("folder")).unwrap();
+    assert!(with(&path("folder")).contains("folder is not an executable file"));
+    run("mkfifo", &["-m", "755", path("fifo").to_str().unwrap()]);
+    assert!(with(&path("fifo")).contains("fifo is not an executable file"));
+    fs::write(path("data"), "x").unwrap();
+    fs::set_permissions(path("data"), Permissions::from_mode(0o644)).unwrap();
+    assert!(with(&path("data")).contains("data is not an executable file"));
+    fs::set_permissions(path("data"), Permissions::from_mode(0o757)).unwrap();
+    assert!(with(&path("data")).contains("can be written by anybody"));
+    fs::set_permissions(path("data"), Permissions::from_mode(0o755)).unwrap();
+    // The kernel's own answer, when nothing is left to do but this.
+    assert!(with(&path("data")).contains("cannot execute"));
+    fs::write(path("run"), "x").unwrap();
+    fs::set_permissions(path("run"), Permissions::from_mode(0o755)).unwrap();
+    assert!(with(&path("run")).contains("--exec-file"));
+    assert!(with(Path::new("/")).contains("--exec-file") || true);
+}
+
+#[test]
+fn what_the_kernel_will_not_execute_leaves_nothing_of_jail_or_cgroup() {
+    for options in [&[][..], &["--daemonize"], &["--new-pid-ns"], &["--daemonize", "--new-pid-ns"]] {
+        let place = Place::new();
+        fs::write(place.executable(), "no program").unwrap();
+        let line = place.refused(options);
+        assert!(
+            line.contains("cannot execute (it has to be a static program") && line.contains("/vmm"),
+            "{line}"
+        );
+        // What a client has made stays as it was, with its owner.
+        fs::write(place.make_root().join("disk"), "disk").unwrap();
+        place.refused(options);
+    }
+}
+
+#[test]
+fn arguments_that_are_too_long_for_the_kernel_leave_nothing() {
+    let place = Place::new();
+    // Just what fits into one argument, and into all of them, without what the jailer adds.
+    let long = "x".repeat((128 << 10) - 1);
+    let jailed = Jailed::start(&mut place.jailer_for(&NONE, &[long.as_str(), "report"]));
+    assert!(jailed.report["arguments"].to_string().contains(&long));
+    jailed.end();
+    let place = Place::new();
+    let many = vec!["y"; 100_000];
+    let mut arguments = many.clone();
+    arguments.push("report");
+    Jailed::start(&mut place.jailer_for(&NONE, &arguments)).end();
+}
+
+#[test]
+fn a_base_that_is_missing_is_made_and_one_that_cannot_be_is_named() {
+    let place = Place::new();
+    own_mounts();
+    let folder = place.path().join("read-only");
+    fs::create_dir(&folder).unwrap();
+    run("mount", &["-t", "tmpfs", "-o", "ro", "none", folder.to_str().unwrap()]);
+    let base = folder.join("x/y");
+    let mut command = place.jailer(&["--chroot-base-dir"]);
+    command.args::<[&str; 0], &str>([]);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_jailer"));
+    command.args(["--id", "a", "--uid", "1", "--gid", "1", "--exec-file"]).arg(place.executable());
+    let line = failed(&command.arg("--chroot-base-dir").arg(&base).output().unwrap());
+    let expected = format!("cannot make folder {}: Read-only file system", folder.join("x").display());
+    assert!(line.contains(&expected), "{line}");
+    run("umount", &[folder.to_str().unwrap()]);
+    let output = command.args(["--", "mark"]).output().unwrap();
+    assert!(output.status.success() && base.join("vmm/a/root/vmm").exists(), "{output:?}");
+}
+
+#[test]
+fn a_full_disk_is_named_and_left_as_it_was() {
+    let place = Place::new();
+    own_mounts();
+    fs::create_dir(place.base()).unwrap();
+    run("mount", &["-t", "tmpfs", "-o", "size=64k", "none", place.base().to_str().unwrap()]);
+    for options in [&[][..], &["--daemonize"]] {
+        let line = place.refused(options);
+        assert!(line.contains("cannot copy the executable to") && line.contains("No space left"), "{line}");
+    }
+    run("umount", &[place.base().to_str().unwrap()]);
+}
+
+#[test]
+fn a_folder_among_the_standard_streams_is_refused() {
+    let place = Place::new();
+    let output = place.jailer(&NONE).stdin(fs::File::open("/etc").unwrap()).output().unwrap();
+    assert!(failed(&output).contains("standard input is a folder"));
+}
+
+#[test]
+fn a_jail_that_somebody_lives_in_is_refused_until_it_ends() {
+    for options in [&[][..], &["--daemonize", "--new-pid-ns"]] {
+        let place = Place::new();
+        let jailed = if options.is_empty() {
+            Jailed::start(&mut place.jailer(options))
+        } else {
+            Jailed::detached(&place, options)
+        };
+        let line = place.refused(&NONE);
+        assert!(line.contains(&format!("is in use: process {} lives in it", jailed.pid)), "{line}");
+        // What the monitor itself can reach does not matter.
+        fs::remove_file(place.root().join("vmm.pid")).unwrap();
+        assert!(place.refused(&["--daemonize"]).contains("is in use"));
+        drop(jailed);
+        Jailed::start(&mut place.jailer(&NONE)).end();
+    }
+}
+
+#[test]
+fn a_jailer_that_is_still_at_it_keeps_the_second_out() {
+    let place = Place::new();
+    let folder = place.make_root().parent().unwrap().to_owned();
+    let lock = fs::File::open(&folder).unwrap();
+    lock.lock().unwrap();
+    assert!(place.refused(&NONE).contains("is being used by another jailer right now"));
+    drop(lock);
+    Jailed::start(&mut place.jailer(&NONE)).end();
+}
+
+#[test]
+fn many_at_once_with_one_id_start_one_and_with_many_ids_all() {
+    let place = Place::new();
+    let mut children: Vec<_> = (0..8)
+        .map(|_| {
+            let mut command = place.jailer_for(&["--daemonize"], &["/report"]);
+            command.stderr(std::process::Stdio::piped()).spawn().unwrap()
+        })
+        .collect();
+    let started =
+        children.iter_mut().filter_map(|child| child.wait().unwrap().success().then_some(())).count();
+    assert_eq!(started, 1);
+    let pid: i32 = fs::read_to_string(place.root().join("vmm.pid")).unwrap().parse().unwrap();
+    // SAFETY: the call takes numbers; the process is this test's.
+    unsafe { libc::kill(pid, libc::SIGKILL) };
+    let place = Place::new();
+    let commands = (0..8).map(|number| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_jailer"));
+        command.args(["--id", &number.to_string(), "--uid", "1", "--gid", "1", "--exec-file"]);
+        command.arg(place.executable()).arg("--chroot-base-dir").arg(place.base()).args(["--", "mark"]);
+        command.spawn().unwrap()
+    });
+    let children: Vec<_> = commands.collect();
+    assert!(children.into_iter().all(|mut child| child.wait().unwrap().success()));
+}
+
+#[test]
+fn what_a_dead_one_left_is_replaced_and_what_clients_left_is_not() {
+    let place = Place::new();
+    let root = place.make_root();
+    fs::write(root.join("disk"), "disk").unwrap();
+    Jailed::start(&mut place.jailer(&NONE)).end();
+    // A socket as the monitor leaves it, a copy that was not finished, and a record of a process that is another's now.
+    drop(UnixListener::bind(root.join("run/firecracker.socket")).unwrap());
+    fs::write(root.join("vmm"), vec![0xff; 4 << 20]).unwrap();
+    fs::write(root.parent().unwrap().join("pid"), std::process::id().to_string()).unwrap();
+    let jailed = Jailed::start(&mut place.jailer(&NONE));
+    assert_eq!(fs::read(root.join("vmm")).unwrap(), fs::read(place.executable()).unwrap(), "no stale tail");
+    assert!(!root.join("run/firecracker.socket").exists());
+    assert_eq!(fs::read_to_string(root.join("vmm.pid")).unwrap(), jailed.pid.to_string());
+    assert_eq!(fs::read_to_string(root.join("disk")).unwrap(), "disk");
+    jailed.end();
+    for record in ["", "0", "-1", "99999999999999999999999", "self", "../..", "\0"] {
+        fs::write(root.parent().unwrap().join("pid"), record).unwrap();
+        Jailed::start(&mut place.jailer(&NONE)).end();
+    }
+    // A client's file where the monitor would have its socket is the client's.
+    fs::write(root.join("run/firecracker.socket"), "file").unwrap();
+    Jailed::start(&mut place.jailer(&NONE)).end();
+    assert!(fs::metadata(root.join("run/firecracker.socket")).unwrap().file_type().is_file());
+}
+
+/// Runs `disturb` over and over beside so many starts, each of which either runs the probe or is refused with a line.
+/// Returns how many of them ran.
+fn disturbed(place: &Place, rounds: usize, disturb: impl Fn() + Sync) -> usize {
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                disturb();
+            }
+        });
+        let ran = (0..rounds).filter(|_| {
+            let output = place.jailer_for(&NONE, &["mark"]).output().unwrap();
+            if output.status.success() {
+                let text = String::from_utf8_lossy(&output.stdout);
+                assert!(text.trim().parse::<u64>().is_ok(), "only the probe prints a number: {output:?}");
+                return true;
+            }
+            failed(&output);
+            false
+        });
+        let ran = ran.count();
+        done.store(true, Ordering::Relaxed);
+        ran
+    })
+}
+
+#[test]
+fn an_executable_that_is_swapped_meanwhile_is_copied_whole_or_not_at_all() {
+    let place = Place::new();
+    let (good, link) = (place.path().join("good"), place.path().join("link"));
+    fs::copy(place.executable(), &good).unwrap();
+    fs::write(place.path().join("secret"), "precious").unwrap();
+    let ran = disturbed(&place, 150, || {
+        // A link to a file that must not be run, then the good one again.
+        let _ = fs::remove_file(&link);
+        symlink(place.path().join("secret"), &link).unwrap();
+        fs::rename(&link, place.executable()).unwrap();
+        let _ = fs::hard_link(&good, &link);
+        fs::rename(&link, place.executable()).unwrap();
+    });
+    assert!(ran > 0);
+    assert_eq!(fs::read_to_string(place.path().join("secret")).unwrap(), "precious");
+}
+
+#[test]
+fn folders_and_files_of_the_jail_that_are_swapped_meanwhile_lead_nowhere_else() {
+    // The jail's user swaps them, who may change them all.
+    let place = Place::new();
+    let precious = place.path().join("precious");
+    fs::create_dir(&precious).unwrap();
+    for folder in ["dev", "run", "root"] {
+        fs::create_dir(precious.join(folder)).unwrap();
+    }
+    fs::write(precious.join("vmm"), "precious").unwrap();
+    fs::write(precious.join("pid"), "precious").unwrap();
+    let before = listing(&precious);
+    let folder = place.make_root().parent().unwrap().to_owned();
+    let aside = place.path().join("aside");
+    for (name, target) in
+        [("root", "root"), ("root/dev", "dev"), ("root/run", "run"), ("root/vmm", "vmm"), ("pid", "pid")]
+    {
+        let path = folder.join(name);
+        disturbed(&place, 60, || {
+            let _ = fs::rename(&path, &aside);
+            let _ = symlink(precious.join(target), &path);
+            std::thread::yield_now();
+            let _ = fs::remove_file(&path);
+            let _ = fs::rename(&aside, &path);
+        });
+        let _ = fs::remove_dir_all(&aside);
+        let _ = fs::remove_file(&aside);
+        assert_eq!(listing(&precious), before, "{name}");
+        fs::create_dir_all(place.root()).unwrap();
+    }
+}
+
+#[test]
+fn a_killed_jailer_leaves_no_mount_and_the_next_start_works() {
+    let place = Place::new();
+    let mounts = || fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let before = mounts();
+    for microseconds in (0..6000).step_by(200) {
+        let mut child =
+            place.jailer_for(&NONE, &["mark"]).stdout(std::process::Stdio::null()).spawn().unwrap();
+        std::thread::sleep(std::time::Duration::from_micros(microseconds));
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    assert_eq!(mounts(), before);
+    wait(|| place.jailer_for(&NONE, &["mark"]).output().unwrap().status.success());
+    fs::remove_dir_all(place.base()).unwrap();
+}
+
+#[test]
+fn any_user_but_root_is_told_so() {
+    use std::os::unix::process::CommandExt;
+    let place = Place::new();
+    fs::set_permissions(place.path(), Permissions::from_mode(0o755)).unwrap();
+    let jailer = place.path().join("jailer");
+    fs::copy(env!("CARGO_BIN_EXE_jailer"), &jailer).unwrap();
+    let mut command = Command::new(jailer);
+    command.args(["--id", "a", "--uid", "1", "--gid", "1", "--exec-file"]).arg(place.executable());
+    let output = command.uid(STRANGER).gid(STRANGER).output().unwrap();
+    assert!(failed(&output).contains("cannot build a jail as any user but root"));
+}
+
+#[test]
+fn a_device_node_is_nowhere_on_the_host() {
+    let place = Place::new();
+    let jailed = Jailed::start(&mut place.jailer(&NONE));
+    for path in listing(&place.base()).keys() {
+        let kind = fs::symlink_metadata(path).unwrap().file_type();
+        assert!(!kind.is_char_device() && !kind.is_block_device(), "{}", path.display());
+    }
+    jailed.end();
+}
