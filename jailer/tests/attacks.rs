@@ -8,10 +8,10 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt, symlink};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use common::{GID, Jailed, Place, STRANGER, UID, failed, give, listing, own_mounts, run, wait};
+use common::{GID, Jailed, Place, STRANGER, UID, command, failed, give, listing, own_mounts, run, wait};
 
 const NONE: [&str; 0] = [];
 
@@ -119,9 +119,7 @@ fn ids_that_lead_elsewhere_are_bad_command_lines() {
     let before = place.listing();
     let long = "a".repeat(65);
     for id in ["..", ".", "", "a/../b", "/etc", "a/b", "a\n", "ä", long.as_str()] {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_jailer"));
-        command.args(["--id", id, "--uid", "1", "--gid", "1", "--exec-file"]).arg(place.executable());
-        let output = command.arg("--chroot-base-dir").arg(place.base()).output().unwrap();
+        let output = command(id, &place.executable(), &place.base()).output().unwrap();
         assert_eq!(output.status.code(), Some(153), "{id:?}: {output:?}");
         assert!(String::from_utf8_lossy(&output.stderr).contains("--id"), "{id:?}: {output:?}");
     }
@@ -131,11 +129,9 @@ fn ids_that_lead_elsewhere_are_bad_command_lines() {
 #[test]
 fn an_executable_that_is_none_is_refused() {
     let place = Place::new();
-    let mut with = |path: &Path| {
+    let with = |path: &Path| {
         let before = place.listing();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_jailer"));
-        command.args(["--id", "a", "--uid", "1", "--gid", "1", "--exec-file"]).arg(path);
-        let line = failed(&command.arg("--chroot-base-dir").arg(place.base()).output().unwrap());
+        let line = failed(&command("a", path, &place.base()).output().unwrap());
         assert_eq!(place.listing(), before, "{line}");
         line
     };
@@ -156,7 +152,6 @@ fn an_executable_that_is_none_is_refused() {
     fs::write(path("run"), "x").unwrap();
     fs::set_permissions(path("run"), Permissions::from_mode(0o755)).unwrap();
     assert!(with(&path("run")).contains("--exec-file"));
-    assert!(with(Path::new("/")).contains("--exec-file") || true);
 }
 
 #[test]
@@ -198,11 +193,8 @@ fn a_base_that_is_missing_is_made_and_one_that_cannot_be_is_named() {
     fs::create_dir(&folder).unwrap();
     run("mount", &["-t", "tmpfs", "-o", "ro", "none", folder.to_str().unwrap()]);
     let base = folder.join("x/y");
-    let mut command = place.jailer(&["--chroot-base-dir"]);
-    command.args::<[&str; 0], &str>([]);
-    let mut command = Command::new(env!("CARGO_BIN_EXE_jailer"));
-    command.args(["--id", "a", "--uid", "1", "--gid", "1", "--exec-file"]).arg(place.executable());
-    let line = failed(&command.arg("--chroot-base-dir").arg(&base).output().unwrap());
+    let mut command = command("a", &place.executable(), &base);
+    let line = failed(&command.output().unwrap());
     let expected = format!("cannot make folder {}: Read-only file system", folder.join("x").display());
     assert!(line.contains(&expected), "{line}");
     run("umount", &[folder.to_str().unwrap()]);
@@ -266,7 +258,7 @@ fn many_at_once_with_one_id_start_one_and_with_many_ids_all() {
     let mut children: Vec<_> = (0..8)
         .map(|_| {
             let mut command = place.jailer_for(&["--daemonize"], &["/report"]);
-            command.stderr(std::process::Stdio::piped()).spawn().unwrap()
+            command.stderr(Stdio::piped()).spawn().unwrap()
         })
         .collect();
     let started =
@@ -277,10 +269,8 @@ fn many_at_once_with_one_id_start_one_and_with_many_ids_all() {
     unsafe { libc::kill(pid, libc::SIGKILL) };
     let place = Place::new();
     let commands = (0..8).map(|number| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_jailer"));
-        command.args(["--id", &number.to_string(), "--uid", "1", "--gid", "1", "--exec-file"]);
-        command.arg(place.executable()).arg("--chroot-base-dir").arg(place.base()).args(["--", "mark"]);
-        command.spawn().unwrap()
+        let mut command = command(&number.to_string(), &place.executable(), &place.base());
+        command.args(["--", "mark"]).stdout(Stdio::null()).spawn().unwrap()
     });
     let children: Vec<_> = commands.collect();
     assert!(children.into_iter().all(|mut child| child.wait().unwrap().success()));
@@ -394,8 +384,7 @@ fn a_killed_jailer_leaves_no_mount_and_the_next_start_works() {
     let mounts = || fs::read_to_string("/proc/self/mountinfo").unwrap();
     let before = mounts();
     for microseconds in (0..6000).step_by(200) {
-        let mut child =
-            place.jailer_for(&NONE, &["mark"]).stdout(std::process::Stdio::null()).spawn().unwrap();
+        let mut child = place.jailer_for(&NONE, &["mark"]).stdout(Stdio::null()).spawn().unwrap();
         std::thread::sleep(std::time::Duration::from_micros(microseconds));
         child.kill().unwrap();
         child.wait().unwrap();

@@ -112,10 +112,8 @@ fn what_a_jailed_program_must_not_do_fails() {
 #[test]
 fn user_0_is_nobody_special_in_a_jail() {
     let place = Place::new();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_jailer"));
-    command.args(["--id", "a", "--uid", "0", "--gid", "0", "--exec-file"]).arg(place.executable());
-    command.arg("--chroot-base-dir").arg(place.base()).args(["--", "report"]);
-    let jailed = Jailed::start(&mut command);
+    let mut jailer = place.jailer_as(0, &NONE, &["report"]);
+    let jailed = Jailed::start(&mut jailer);
     assert_eq!(jailed.status("Uid"), ["0"; 4]);
     no_capability(&jailed);
     for what in ["change the root", "mount", "make a device", "write to /dev", "raise the limit"] {
@@ -308,6 +306,7 @@ fn what_the_host_mounts_in_the_jail_is_seen_there_before_and_after_the_start() {
     let seen = fs::read_to_string(format!("/proc/{}/root/late/disk", jailed.pid)).unwrap();
     assert_eq!(seen, "late");
     jailed.end();
+    run("umount", &["--lazy", &path("jails")]);
 }
 
 #[test]

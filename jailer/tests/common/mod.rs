@@ -40,12 +40,17 @@ pub struct Place {
 
 impl Place {
     pub fn new() -> Self {
+        Self::with(probe())
+    }
+
+    /// With a copy of another program as the executable.
+    pub fn with(program: &Path) -> Self {
         // SAFETY: the call takes nothing and cannot fail.
         let root = unsafe { libc::geteuid() } == 0;
         assert!(root, "tests of the jailer need root, as the jailer does: run them as root");
         let folder = tempfile::Builder::new().prefix("jailer-test-").tempdir().unwrap();
         let place = Place { folder };
-        fs::copy(probe(), place.executable()).unwrap();
+        fs::copy(program, place.executable()).unwrap();
         fs::set_permissions(place.executable(), fs::Permissions::from_mode(0o755)).unwrap();
         place
     }
@@ -82,8 +87,18 @@ impl Place {
 
     /// The same with what comes behind `--`.
     pub fn jailer_for(&self, options: &[impl AsRef<OsStr>], arguments: &[impl AsRef<OsStr>]) -> Command {
+        self.jailer_as(UID, options, arguments)
+    }
+
+    /// The same for another user.
+    pub fn jailer_as(
+        &self,
+        uid: u32,
+        options: &[impl AsRef<OsStr>],
+        arguments: &[impl AsRef<OsStr>],
+    ) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_jailer"));
-        command.args(["--id", "a", "--uid", &UID.to_string(), "--gid", &GID.to_string()]);
+        command.args(["--id", "a", "--uid", &uid.to_string(), "--gid", &GID.to_string()]);
         command.arg("--exec-file").arg(self.executable()).arg("--chroot-base-dir").arg(self.base());
         command.args(options).arg("--").args(arguments).stdin(Stdio::null());
         command
@@ -102,6 +117,14 @@ impl Place {
     pub fn listing(&self) -> BTreeMap<PathBuf, String> {
         listing(self.path())
     }
+}
+
+/// A jailer with nothing but what it needs.
+pub fn command(id: &str, executable: &Path, base: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_jailer"));
+    command.args(["--id", id, "--uid", &UID.to_string(), "--gid", &GID.to_string(), "--exec-file"]);
+    command.arg(executable).arg("--chroot-base-dir").arg(base).stdin(Stdio::null());
+    command
 }
 
 /// The one line of a jailer that failed with exit code 1.

@@ -1,0 +1,114 @@
+//! The monitor itself in a jail, with the guest without an operating system. These tests need root, as the jailer does, and
+//! /dev/kvm; where there is none, KINDLING_NO_KVM=1 has them do nothing.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod common;
+
+use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+use std::sync::OnceLock;
+use std::time::Instant;
+
+use common::{GID, LIMIT, Place, UID, give, wait};
+use kindling_integration_tests::bare_metal::Images;
+use kindling_integration_tests::harness::vmm_path;
+use kindling_integration_tests::progress::Progress;
+use kindling_integration_tests::workspace::VMM;
+
+/// A place with the monitor as its executable and the guest's image in the jail, if there is a KVM.
+fn place() -> Option<Place> {
+    static FILES: OnceLock<(PathBuf, Images)> = OnceLock::new();
+    if std::env::var_os("KINDLING_NO_KVM").is_some() {
+        eprintln!("KINDLING_NO_KVM is set: skipped");
+        return None;
+    }
+    let (vmm, images) = FILES.get_or_init(|| {
+        let progress = Progress::new();
+        (vmm_path().or_else(|_| VMM.build(&progress)).unwrap(), Images::build(&progress).unwrap())
+    });
+    let place = Place::with(vmm);
+    let kernel = place.make_root().join("guest");
+    fs::copy(&images.guest, &kernel).unwrap();
+    give(&kernel, UID, GID);
+    Some(place)
+}
+
+/// One request to the API and its answer.
+fn request(socket: &Path, method: &str, path: &str, body: &str) -> String {
+    let start = Instant::now();
+    let mut stream = loop {
+        match UnixStream::connect(socket) {
+            Ok(stream) => break stream,
+            Err(error) => assert!(start.elapsed() < LIMIT, "{}: {error}", socket.display()),
+        }
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    };
+    let length = body.len();
+    write!(stream, "{method} {path} HTTP/1.0\r\nContent-Length: {length}\r\n\r\n{body}").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+#[track_caller]
+fn put(socket: &Path, path: &str, body: &str) {
+    let answer = request(socket, "PUT", path, body);
+    assert!(answer.contains(" 204"), "{path}: {answer}");
+}
+
+/// Has the API at `socket` start the guest.
+fn start_guest(socket: &Path, scenario: &str) {
+    assert!(request(socket, "GET", "/", "").contains(r#""id":"a""#));
+    let boot = format!(r#"{{"kernel_image_path": "guest", "boot_args": "scenario={scenario}"}}"#);
+    put(socket, "/boot-source", &boot);
+    put(socket, "/actions", r#"{"action_type": "InstanceStart"}"#);
+}
+
+/// The output of a monitor that ends with this code.
+#[track_caller]
+fn output_of(mut child: Child, code: i32) -> String {
+    let mut output = String::new();
+    child.stdout.take().unwrap().read_to_string(&mut output).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(code), "{output}");
+    output
+}
+
+#[test]
+fn the_monitor_serves_its_api_in_the_jail_and_boots_a_guest() {
+    let Some(place) = place() else { return };
+    let child = place.jailer_for(&[""; 0], &[""; 0]).stdout(Stdio::piped()).spawn().unwrap();
+    let socket = place.root().join("run/firecracker.socket");
+    start_guest(&socket, "hello");
+    assert!(output_of(child, 0).contains("hello by the "));
+}
+
+#[test]
+fn a_config_file_in_the_jail_is_found_by_a_relative_path() {
+    let Some(place) = place() else { return };
+    let config = r#"{"boot-source": {"kernel_image_path": "/guest", "boot_args": "scenario=hello"}}"#;
+    fs::write(place.root().join("vm.json"), config).unwrap();
+    let mut command =
+        place.jailer_for(&["--resource-limit", "no-file=64"], &["--config-file", "vm.json", "--no-api"]);
+    assert!(output_of(command.stdout(Stdio::piped()).spawn().unwrap(), 0).contains("hello by the "));
+}
+
+#[test]
+fn a_monitor_in_the_background_is_ended_by_a_signal_to_the_number_that_it_left() {
+    let Some(place) = place() else { return };
+    for options in [&["--daemonize"][..], &["--new-pid-ns"], &["--daemonize", "--new-pid-ns"]] {
+        let status = place.jailer_for(options, &["--api-sock", "api.socket"]).stdout(Stdio::null()).status();
+        assert_eq!(status.unwrap().code(), Some(0));
+        let pid: i32 = fs::read_to_string(place.root().join("vmm.pid")).unwrap().parse().unwrap();
+        let socket = place.root().join("api.socket");
+        start_guest(&socket, "spin");
+        let threads = || fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
+        assert!(threads() > 1);
+        // SAFETY: the call takes numbers; the process is this test's.
+        assert_eq!(unsafe { libc::kill(pid, libc::SIGTERM) }, 0);
+        wait(|| fs::metadata(format!("/proc/{pid}/root")).is_err());
+        fs::remove_file(socket).unwrap();
+    }
+}
