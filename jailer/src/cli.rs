@@ -327,6 +327,21 @@ mod tests {
     }
 
     #[test]
+    fn help_and_version_are_no_faults_and_help_explains_files_and_codes() {
+        let printed = |option: &str| match parse(["jailer", option].map(OsString::from)) {
+            Err(ParseEnd::Print(text)) => text,
+            end => panic!("{end:?}"),
+        };
+        let help = printed("--help");
+        for text in ["BASE/NAME/ID/root", "run/firecracker.socket", "NAME.pid", "153", "--new-pid-ns", "-- "]
+        {
+            assert!(help.contains(text), "{text}: {help}");
+        }
+        let version = format!("Jailer v1.17.0 API by Kindling jailer {}\n", env!("CARGO_PKG_VERSION"));
+        assert_eq!(printed("--version"), version);
+    }
+
+    #[test]
     fn everything_behind_two_dashes_is_the_monitors() {
         let options = parsed(&["--daemonize", "--", "--api-sock", "/a", "--id", "b", "--"]).unwrap();
         assert_eq!(options.arguments, ["--api-sock", "/a", "--id", "b", "--"]);

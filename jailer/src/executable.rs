@@ -57,3 +57,25 @@ impl<'a> Executable<'a> {
             .map_err(Error::file(doing, &path))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_is_seen_to_change_is_not_taken() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("vmm");
+        let root = Folder { file: File::open(folder.path()).unwrap(), path: folder.path().to_owned() };
+        for (name, text) in [(c"longer", "12345"), (c"shorter", "123"), (c"other", "4321")] {
+            std::fs::write(&path, "1234").unwrap();
+            std::fs::set_permissions(&path, Permissions::from_mode(0o755)).unwrap();
+            let executable = Executable::open(&path).unwrap();
+            // A change of the same length is told by the time, whose steps may be as long as this.
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            std::fs::write(&path, text).unwrap();
+            let result = executable.copy_to(&root, name, Owner { uid: 1, gid: 1 }, &mut Undo::default());
+            assert!(result.unwrap_err().to_string().ends_with("changed while it was copied"), "{text}");
+        }
+    }
+}

@@ -41,6 +41,19 @@ fn a_symbolic_link_at_any_component_is_refused() {
 }
 
 #[test]
+fn a_base_may_be_relative_and_may_not_lead_over_a_symbolic_link() {
+    let place = Place::new();
+    let mut relative = command("a", &place.executable(), Path::new("./jails"));
+    let output = relative.args(["--", "mark"]).current_dir(place.path()).output().unwrap();
+    assert!(output.status.success() && place.root().join("vmm").exists(), "{output:?}");
+    symlink(place.path(), place.path().join("link")).unwrap();
+    let before = place.listing();
+    let line = failed(&command("b", &place.executable(), &place.path().join("link/jails")).output().unwrap());
+    assert!(line.contains("link is not a folder"), "{line}");
+    assert_eq!(place.listing(), before);
+}
+
+#[test]
 fn a_link_in_the_place_of_a_file_that_the_jailer_writes_is_refused() {
     let plants: [(Plant, &str); 4] = [
         (|target, path| symlink(target, path).unwrap(), "is a symbolic link"),
@@ -305,8 +318,16 @@ fn what_a_dead_one_left_is_replaced_and_what_clients_left_is_not() {
 /// Runs `disturb` over and over beside so many starts, each of which either runs the probe or is refused with a line.
 /// Returns how many of them ran.
 fn disturbed(place: &Place, rounds: usize, disturb: impl Fn() + Sync) -> usize {
+    /// Ends the disturbance also when the test fails.
+    struct Done<'a>(&'a AtomicBool);
+    impl Drop for Done<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
+        let _done = Done(&done);
         scope.spawn(|| {
             while !done.load(Ordering::Relaxed) {
                 disturb();
@@ -322,9 +343,7 @@ fn disturbed(place: &Place, rounds: usize, disturb: impl Fn() + Sync) -> usize {
             failed(&output);
             false
         });
-        let ran = ran.count();
-        done.store(true, Ordering::Relaxed);
-        ran
+        ran.count()
     })
 }
 

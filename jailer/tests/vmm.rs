@@ -8,7 +8,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::time::Instant;
 
@@ -83,6 +83,20 @@ fn the_monitor_serves_its_api_in_the_jail_and_boots_a_guest() {
     let socket = place.root().join("run/firecracker.socket");
     start_guest(&socket, "hello");
     assert!(output_of(child, 0).contains("hello by the "));
+}
+
+#[test]
+fn monitor_and_jailer_speak_of_the_same_version_of_the_api() {
+    let Some(place) = place() else { return };
+    let version = |program: &Path| {
+        let output = Command::new(program).arg("--version").output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        let words: Vec<&str> = text.split(' ').collect();
+        (words[0].to_owned(), words[1].to_owned())
+    };
+    let (name, level) = version(Path::new(env!("CARGO_BIN_EXE_jailer")));
+    assert_eq!(name, "Jailer");
+    assert_eq!(version(&place.executable()), ("Firecracker".to_owned(), level));
 }
 
 #[test]
