@@ -19,12 +19,13 @@
 use std::fmt::Write as _;
 use std::io::{Error, Read, Result};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use kindling_integration_tests::bare_metal::{FLOOR, Images};
 use kindling_integration_tests::error::chain;
 use kindling_integration_tests::harness::vmm_path;
+use kindling_integration_tests::measure::{Resident, quantile, still_clock, wait};
 use kindling_integration_tests::progress::Progress;
 use kindling_integration_tests::workspace::VMM;
 
@@ -33,9 +34,6 @@ const GUEST_MIB: u64 = 128;
 
 /// Guests of each worker in one sample of the rate.
 const BATCH: usize = 20;
-
-/// The CPU clock of a process stands still if it does so for this long.
-const STILL: Duration = Duration::from_millis(10);
 
 /// Starts an image.
 type Start<'a> = &'a (dyn Fn(&Path) -> Command + Sync);
@@ -114,11 +112,8 @@ fn interleave<T>(
 
 /// Adds a row with the medians of one figure.
 fn row<T>(table: &mut String, name: &str, samples: &[Vec<T>; 2], figure: impl Fn(&T) -> f64) {
-    let [vmm, floor] = samples.each_ref().map(|samples| {
-        let mut figures: Vec<f64> = samples.iter().map(&figure).collect();
-        figures.sort_by(f64::total_cmp);
-        figures.get(figures.len() / 2).copied().unwrap_or(f64::NAN)
-    });
+    let [vmm, floor] =
+        samples.each_ref().map(|samples| quantile(&samples.iter().map(&figure).collect::<Vec<_>>(), 0.5));
     // Writing to a string does not fail.
     let _ = writeln!(table, "| {name} | {vmm:.2} | {floor:.2} | {:.2} |", vmm / floor);
 }
@@ -136,24 +131,6 @@ fn start_to_exit(command: &mut Command) -> Result<Cost> {
     Ok(Cost { wall: start.elapsed(), processor })
 }
 
-/// Waits for the end of `child`, which has to succeed if it is `expected`; returns the processor time that it has used.
-fn wait(child: &Child, expected: bool) -> Result<Duration> {
-    let mut status = 0;
-    // SAFETY: all zeros is a valid `rusage`.
-    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
-    // SAFETY: both pointers are valid; the standard library does not wait for a child on its own.
-    if unsafe { libc::wait4(child.id().cast_signed(), &raw mut status, 0, &raw mut usage) } < 0 {
-        return Err(Error::last_os_error());
-    }
-    if expected && status != 0 {
-        return Err(Error::other(format!("a guest's process ended with wait status {status:#x}")));
-    }
-    let duration = |time: libc::timeval| {
-        Duration::new(time.tv_sec.cast_unsigned(), time.tv_usec.unsigned_abs() as u32 * 1000)
-    };
-    Ok(duration(usage.ru_utime) + duration(usage.ru_stime))
-}
-
 fn start_to_mark(command: &mut Command) -> Result<(Cost, Resident)> {
     let start = Instant::now();
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
@@ -161,35 +138,12 @@ fn start_to_mark(command: &mut Command) -> Result<(Cost, Resident)> {
         let mut stdout = child.stdout.take().ok_or(Error::other("no standard output"))?;
         stdout.read_exact(&mut [0])?;
         let wall = start.elapsed();
-        let mut processor = process_clock(&child)?;
-        loop {
-            std::thread::sleep(STILL);
-            let now = process_clock(&child)?;
-            if now == processor {
-                return Ok((Cost { wall, processor }, Resident::of(&child)?));
-            }
-            processor = now;
-        }
+        let processor = still_clock(&child)?;
+        Ok((Cost { wall, processor }, Resident::of(&child, GUEST_MIB)?))
     })();
     child.kill()?;
     wait(&child, false)?;
     cost
-}
-
-/// The processor time that all threads of a running process have used.
-fn process_clock(child: &Child) -> Result<Duration> {
-    let mut clock = 0;
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: the pointer is valid.
-    let error = unsafe { libc::clock_getcpuclockid(child.id().cast_signed(), &raw mut clock) };
-    if error != 0 {
-        return Err(Error::from_raw_os_error(error));
-    }
-    // SAFETY: the pointer is valid.
-    if unsafe { libc::clock_gettime(clock, &raw mut time) } < 0 {
-        return Err(Error::last_os_error());
-    }
-    Ok(Duration::new(time.tv_sec.cast_unsigned(), time.tv_nsec.unsigned_abs() as u32))
 }
 
 /// Guests a second with so many workers, each of which starts a guest when its last one has ended.
@@ -203,32 +157,4 @@ fn rate(workers: usize, command: impl Fn() -> Command + Sync) -> Result<f64> {
             .try_for_each(|worker| worker.join().unwrap_or(Err(Error::other("a worker panicked"))))
     })?;
     Ok((workers * BATCH) as f64 / start.elapsed().as_secs_f64())
-}
-
-/// Resident memory in bytes.
-struct Resident {
-    all: u64,
-    /// Without the guest's RAM.
-    own: u64,
-}
-
-impl Resident {
-    fn of(child: &Child) -> Result<Self> {
-        let smaps = std::fs::read_to_string(format!("/proc/{}/smaps", child.id()))?;
-        let field = |line: &str, name: &str| -> Option<u64> {
-            line.strip_prefix(name)?.trim().strip_suffix(" kB")?.parse().ok().map(|kib: u64| kib << 10)
-        };
-        let (mut size, mut all, mut guest) = (0, 0, None);
-        for line in smaps.lines() {
-            size = field(line, "Size:").unwrap_or(size);
-            if let Some(resident) = field(line, "Rss:") {
-                all += resident;
-                if size >= GUEST_MIB << 20 {
-                    guest = guest.max(Some(resident));
-                }
-            }
-        }
-        let guest = guest.ok_or(Error::other("the process has no mapping that could be the guest's RAM"))?;
-        Ok(Self { all, own: all - guest })
-    }
 }
