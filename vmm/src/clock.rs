@@ -14,11 +14,13 @@ pub struct StartTimes {
 }
 
 impl StartTimes {
-    /// The start is now, unless the starter says otherwise, in microseconds: when it began (`CLOCK_MONOTONIC`), the
-    /// processor time of this process at that moment, and its own processor time.
+    /// What the starter says, in microseconds: when it began (`CLOCK_MONOTONIC`), the processor time of this process at
+    /// that moment, and its own processor time. If it does not say when it began, that is when this process did, which has
+    /// run ever since for all that is known.
     pub fn new(wall_us: Option<u64>, cpu_us: Option<u64>, parent_us: Option<u64>) -> Self {
         let from = |us: Option<u64>| us.map_or(Duration::ZERO, Duration::from_micros);
-        let wall = wall_us.map_or_else(|| clock(libc::CLOCK_MONOTONIC), Duration::from_micros);
+        let begun = || clock(libc::CLOCK_MONOTONIC).saturating_sub(processor_time());
+        let wall = wall_us.map_or_else(begun, Duration::from_micros);
         StartTimes { wall, parent: from(parent_us), before: from(cpu_us) }
     }
 
@@ -58,6 +60,7 @@ mod tests {
         let around = Duration::from_secs(1)..Duration::from_secs(60);
         assert!(around.contains(&times.elapsed()));
         assert!(times.processor_time() >= Duration::from_secs(5));
-        assert!(StartTimes::new(None, None, None).elapsed() < Duration::from_secs(1));
+        let used = processor_time();
+        assert!(StartTimes::new(None, None, None).elapsed() >= used);
     }
 }
