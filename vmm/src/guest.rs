@@ -80,7 +80,8 @@ impl Guest {
         self.threads.drain(..).for_each(Vcpu::join);
     }
 
-    /// Has vCPUs and devices rest. The console, and what was opened for the guest, stay as they are.
+    /// Has vCPUs and devices rest. The console, and what was opened for the guest, stay as they are. The guest's clocks go on,
+    /// so that it finds later that time has passed; where it has KVM's clock, it learns that this was no stall.
     ///
     /// # Errors
     ///

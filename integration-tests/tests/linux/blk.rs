@@ -10,12 +10,12 @@ use kindling_integration_tests::harness::{Guest, files};
 use super::{END_LIMIT, output, power_off, ready, seconds, with_root};
 
 /// A command that reads or writes as much as a test does.
-const IO_LIMIT: Duration = Duration::from_secs(300);
+pub const IO_LIMIT: Duration = Duration::from_secs(300);
 
-const MIB: u64 = 1 << 20;
+pub const MIB: u64 = 1 << 20;
 
 /// A disk of `bytes` bytes, all of them holes.
-fn disk(folder: &Path, name: &str, bytes: u64) -> String {
+pub fn disk(folder: &Path, name: &str, bytes: u64) -> String {
     let path = folder.join(name);
     File::create(&path).unwrap().set_len(bytes).unwrap();
     path.display().to_string()

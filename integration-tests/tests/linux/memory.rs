@@ -17,7 +17,7 @@ fn resident(guest: &Guest) -> u64 {
 }
 
 /// Waits until `condition` holds of the resident bytes; returns them.
-fn wait_resident(guest: &Guest, what: &str, condition: impl Fn(u64) -> bool) -> u64 {
+pub fn wait_resident(guest: &Guest, what: &str, condition: impl Fn(u64) -> bool) -> u64 {
     let end = Instant::now() + Duration::from_secs(60);
     loop {
         let bytes = resident(guest);
@@ -30,7 +30,7 @@ fn wait_resident(guest: &Guest, what: &str, condition: impl Fn(u64) -> bool) -> 
 }
 
 /// Has the guest write to as much memory, and free it.
-fn touch(guest: &mut Guest, mebibytes: u64) {
+pub fn touch(guest: &mut Guest, mebibytes: u64) {
     let command = format!(
         "mkdir -p /full && mount -t tmpfs -o size=100% none /full && \
          dd if=/dev/urandom of=/full/file bs=1M count={mebibytes} 2>/dev/null && umount /full"

@@ -62,7 +62,7 @@ fn what_cannot_be_opened_is_refused_by_field_and_cause() {
     let missing = api.path("missing");
     let directory = api.path("");
     let locked = api.disk("locked");
-    fs::set_permissions(&locked, Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(&locked, Permissions::from_mode(0o000)).unwrap();
     let looping = api.path("loop");
     symlink(&looping, &looping).unwrap();
     let taken = api.path("taken");
