@@ -150,13 +150,12 @@ fn qemu(parts: &Parts, attached: &Attached<'_>) -> Vec<String> {
         }
         Attached::Socket(_) => (Vec::new(), ""),
     };
-    // The guest finds the device that was added last first.
+    argv.extend(root);
+    argv.extend(["-device", "virtio-blk-device,drive=root"].map(str::to_owned));
     argv.extend(before);
     if !device.is_empty() {
         argv.extend(["-device", device].map(str::to_owned));
     }
-    argv.extend(root);
-    argv.extend(["-device", "virtio-blk-device,drive=root"].map(str::to_owned));
     argv
 }
 
