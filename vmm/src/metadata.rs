@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use kindling_api::{Fault, MmdsConfig, MmdsVersion, Status};
 use kindling_metadata::{Endpoint, EndpointConfig, Error as ServiceError, Service, Version};
 use kindling_metrics::Group;
-use kindling_virtio_net::Detour;
+use kindling_virtio_net::{DETOUR_HEAD_BYTES, Detour};
 use serde_json::Value;
 
 use crate::error::{Error, one_line};
@@ -91,7 +91,7 @@ pub fn refused(error: &ServiceError) -> Fault {
 struct Way(Endpoint);
 
 impl Detour for Way {
-    fn wants(&self, head: &[u8]) -> bool {
+    fn wants(&self, head: &[u8; DETOUR_HEAD_BYTES]) -> bool {
         self.0.is_for_us(head)
     }
 

@@ -12,7 +12,7 @@ use common::{
     ACK, FIN, GUEST, Got, PSH, RST, SYN, endpoint, ipv4, metric, next, segment, segment_to, service,
 };
 use kindling_metadata::{
-    DEFAULT_ADDRESS, Endpoint, EndpointConfig, Error, MAX_FRAME_BYTES, Service, Version,
+    DEFAULT_ADDRESS, Endpoint, EndpointConfig, Error, MAX_DEPTH, MAX_FRAME_BYTES, Service, Version,
 };
 use serde_json::json;
 
@@ -358,6 +358,22 @@ fn a_buffer_too_small_for_any_frame_gets_none() {
     assert_eq!(rig.endpoint.next_frame(rig.now, &mut [0; MAX_FRAME_BYTES - 1]), None);
     assert_eq!(rig.endpoint.next_frame(rig.now, &mut []), None);
     assert!(rig.endpoint.next_frame(rig.now, &mut [0; MAX_FRAME_BYTES]).is_some());
+}
+
+#[test]
+fn the_deepest_document_is_answered_with_little_stack() {
+    // A device's worker has 128 KiB.
+    const STACK_BYTES: usize = 112 << 10;
+    let rig = Rig::new();
+    let _service = Arc::clone(&rig.service);
+    rig.service.put((0..MAX_DEPTH).fold(json!(1), |value, _| json!({"a": value}))).unwrap();
+    let peer = rig.connect(1);
+    let read = move || {
+        rig.receive(&peer.segment(PSH | ACK, b"GET / HTTP/1.1\r\nAccept: application/json\r\n\r\n"));
+        rig.drain().into_iter().flat_map(|got| got.payload).collect::<Vec<_>>()
+    };
+    let thread = std::thread::Builder::new().stack_size(STACK_BYTES).spawn(read).unwrap();
+    assert!(thread.join().unwrap().ends_with(&"}".repeat(MAX_DEPTH).into_bytes()));
 }
 
 #[test]

@@ -7,7 +7,7 @@ mod common;
 use std::time::{Duration, Instant};
 
 use common::{metric, service};
-use kindling_metadata::{MAX_DEPTH, MAX_REQUEST_BYTES, Service, Version, answer};
+use kindling_metadata::{MAX_REQUEST_BYTES, Service, Version, answer};
 use serde_json::json;
 
 fn document() -> serde_json::Value {
@@ -241,15 +241,4 @@ fn what_is_no_http_is_refused() {
     ] {
         assert!(matches!(ask(&service, request), (400, _, _, true)), "{request:?}");
     }
-}
-
-#[test]
-fn the_deepest_document_is_read_with_little_stack() {
-    // A device's worker has no more.
-    const STACK_BYTES: usize = 128 << 10;
-    let document = (0..MAX_DEPTH).fold(json!(1), |value, _| json!({"a": value}));
-    let service = service(Version::V1, document);
-    let read = move || ask(&service, "GET / HTTP/1.1\r\nAccept: application/json\r\n\r\n").2.len();
-    let thread = std::thread::Builder::new().stack_size(STACK_BYTES).spawn(read).unwrap();
-    assert_eq!(thread.join().unwrap(), 6 * MAX_DEPTH + 1);
 }

@@ -94,22 +94,29 @@ impl Segments {
         done
     }
 
-    /// Passes `len` bytes behind the first `offset` to `each` in pieces, or as many as there are; returns how many.
-    fn look(&self, offset: usize, len: usize, mut each: impl FnMut(VolatileSlice<'_>)) -> usize {
-        let (mut offset, mut done) = (offset, 0);
+    /// The `N` bytes behind the first `offset`, if there are so many.
+    fn look<const N: usize>(&self, mut offset: usize) -> Option<[u8; N]> {
+        let mut bytes = [0; N];
+        let mut done = 0;
         for segment in self.rest() {
-            let skipped = segment.iov_len.min(offset);
-            offset -= skipped;
-            let piece = (segment.iov_len - skipped).min(len - done);
-            // SAFETY: the piece is inside the segment, which is mapped guest memory (see `Segments`), and volatile accesses
-            // allow for a guest that changes it meanwhile.
-            each(unsafe { VolatileSlice::new(segment.iov_base.cast::<u8>().wrapping_add(skipped), piece) });
-            done += piece;
-            if done == len {
-                break;
+            if segment.iov_len <= offset {
+                offset -= segment.iov_len;
+                continue;
             }
+            let len = segment.iov_len - offset;
+            let from = segment.iov_base.cast::<u8>().wrapping_add(offset);
+            if done == 0 && len >= N {
+                // SAFETY: the bytes are inside the segment, which is mapped guest memory (see `Segments`), and whatever a
+                // guest makes of them meanwhile is an array of bytes.
+                unsafe { bytes.as_mut_ptr().copy_from_nonoverlapping(from, N) };
+                return Some(bytes);
+            }
+            let rest = bytes.get_mut(done..).unwrap_or_default();
+            // SAFETY: the segment is mapped guest memory (see `Segments`), and from `offset` on it has `len` bytes.
+            done += unsafe { VolatileSlice::new(from, len) }.copy_to(rest);
+            offset = 0;
         }
-        done
+        (done == N).then_some(bytes)
     }
 
     fn truncate(&mut self, len: u32) {
@@ -234,15 +241,9 @@ impl Readable {
         })
     }
 
-    /// Copies bytes from `offset` on, and uses none up; returns how many: fewer than asked for when that is all.
-    pub fn peek(&self, offset: usize, to: &mut [u8]) -> usize {
-        let mut rest = to;
-        let len = rest.len();
-        self.0.look(offset, len, |piece| {
-            let (now, later) = std::mem::take(&mut rest).split_at_mut(piece.len());
-            piece.copy_to(now);
-            rest = later;
-        })
+    /// The `N` bytes behind the first `offset`, or nothing if there are fewer. None are used up.
+    pub fn peek<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        self.0.look(offset)
     }
 
     /// Takes a structure of `N` bytes off the front, or nothing if there are fewer.

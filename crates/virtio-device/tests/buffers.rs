@@ -59,18 +59,15 @@ fn reading_uses_bytes_up_and_ends_where_they_end() {
 fn bytes_can_be_looked_at_without_being_used_up() {
     let (_driver, _queue, mut chain) = readable(&[b"abc", b"d", b"efgh"]);
     chain.readable.skip(1);
-    let all = b"bcdefgh";
-    for offset in 0..10 {
-        for len in 0..10 {
-            let mut bytes = [b'-'; 10];
-            let count = chain.readable.peek(offset, &mut bytes[..len]);
-            let expected = &all[offset.min(7)..(offset + len).min(7)];
-            assert_eq!(&bytes[..count], expected, "{len} bytes from {offset} on");
-            assert!(bytes[count..].iter().all(|byte| *byte == b'-'));
-        }
+    let readable = &chain.readable;
+    for offset in 0..10_usize {
+        let expected = |len: usize| b"bcdefgh".get(offset..offset + len).map(<[u8]>::to_vec);
+        assert_eq!(readable.peek::<1>(offset).map(Vec::from), expected(1), "{offset}");
+        assert_eq!(readable.peek::<2>(offset).map(Vec::from), expected(2), "{offset}");
+        assert_eq!(readable.peek::<4>(offset).map(Vec::from), expected(4), "{offset}");
+        assert_eq!(readable.peek::<7>(offset).map(Vec::from), expected(7), "{offset}");
     }
-    assert_eq!(chain.readable.peek(usize::MAX, &mut [0; 4]), 0);
-    assert_eq!(chain.readable.len(), 7);
+    assert_eq!((readable.peek::<8>(0), readable.peek::<1>(usize::MAX), readable.len()), (None, None, 7));
 }
 
 #[test]

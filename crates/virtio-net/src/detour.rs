@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use vmm_sys_util::timerfd::TimerFd;
 
-/// Bytes of a frame that a [`Detour`] sees before it decides.
+/// Bytes at the beginning of a frame by which a [`Detour`] decides: enough for ARP, and for the address in a packet of IPv4.
 pub const DETOUR_HEAD_BYTES: usize = 42;
 
 /// The least time until a detour is asked again, so that one that always has something to do does not keep its thread busy.
@@ -17,16 +17,16 @@ const MIN_TIMEOUT: Duration = Duration::from_millis(1);
 /// The workers of all queue pairs share it, each on a thread of its own. It must not wait for anything but a short lock, and keep
 /// what it has for the guest within bounds: frames are only asked for when the guest has room for one.
 pub trait Detour: Send + Sync {
-    /// Whether it takes a frame of the guest that begins with `head`: its first [`DETOUR_HEAD_BYTES`], or all of it if it has
-    /// fewer. Every frame that the guest sends is asked about, so that this had better take no lock at all.
-    fn wants(&self, head: &[u8]) -> bool;
+    /// Whether it takes a frame of the guest that begins with `head`. Every frame that the guest sends is asked about, unless
+    /// it is shorter, so that this had better take no lock at all.
+    fn wants(&self, head: &[u8; DETOUR_HEAD_BYTES]) -> bool;
 
-    /// Takes a frame, without the header of VIRTIO 1.2, 5.1.6. Its check sum may be partial, and it may be a segment of up to
-    /// 64 KiB: the guest leaves both to others.
+    /// Takes a frame of up to [`MAX_FRAME_BYTES`](crate::MAX_FRAME_BYTES), without the header of VIRTIO 1.2, 5.1.6. Its check
+    /// sum may be partial, and it may have to be cut: the guest leaves both to others.
     fn receive(&self, now: Instant, frame: &[u8]);
 
-    /// Writes the next frame for the guest to `buffer`, which has 64 KiB, and returns how long it is; `None` if there is none
-    /// at this time. Check sums are complete and nothing is left to be cut.
+    /// Writes the next frame for the guest to `buffer`, which has at least [`MAX_FRAME_BYTES`](crate::MAX_FRAME_BYTES), and
+    /// returns how long it is; `None` if there is none at this time. Check sums are complete and nothing is left to be cut.
     fn next_frame(&self, now: Instant, buffer: &mut [u8]) -> Option<usize>;
 
     /// How long it takes until there may be a frame without the guest sending any, if that ever happens.

@@ -40,6 +40,13 @@ enum Action {
         seq: u32,
         options: Vec<u8>,
     },
+    /// All of a handshake, as it should be.
+    Open(u8),
+    /// A segment as it should be.
+    Send {
+        peer: u8,
+        payload: Payload,
+    },
     /// A segment with numbers that are off by so much, after which the peer goes on as if it had arrived.
     Segment {
         peer: u8,
@@ -51,10 +58,31 @@ enum Action {
     },
     /// The peer acknowledges what it got.
     Ack(u8),
+    /// And wants no more.
+    Finish(u8),
     Take(u8),
+    /// Takes and acknowledges all that there is for the peer, up to so many segments.
+    Read(u8, u8),
     Wait(u16),
     Document(u16),
     Version(bool),
+}
+
+impl Payload {
+    fn bytes(&self) -> Vec<u8> {
+        match self {
+            Self::None => Vec::new(),
+            Self::Bytes(bytes) => bytes.clone(),
+            Self::Fill(len) => vec![b'a'; usize::from(*len).min(65_000)],
+            Self::Get(path) => {
+                let path = ["/", "/id", "/large", "/none"][usize::from(path % 4)];
+                format!("GET {path} HTTP/1.1\r\nAccept: application/json\r\n\r\n").into_bytes()
+            }
+            Self::Put => {
+                b"PUT /latest/api/token HTTP/1.1\r\nX-metadata-token-ttl-seconds: 9\r\n\r\n".to_vec()
+            }
+        }
+    }
 }
 
 /// Where a peer stands.
@@ -172,6 +200,19 @@ impl Rig {
                 let peer = which(*peer);
                 self.receive(&tcp(peer, Peer { seq: *seq, ack: 0 }, SYN, 0xffff, options, &[]));
             }
+            Action::Open(peer) => {
+                let number = which(*peer);
+                let seq = self.peers[number].seq.wrapping_add(1_000_000);
+                self.receive(&tcp(number, Peer { seq, ack: 0 }, SYN, 0xffff, &[], &[]));
+                while self.take().is_some_and(|(to, _)| to != number) {}
+                self.act(&Action::Ack(*peer));
+            }
+            Action::Send { peer, payload } => {
+                let bytes = payload.bytes();
+                let peer = which(*peer);
+                self.receive(&tcp(peer, self.peers[peer], ACK, 0xffff, &[], &bytes));
+                self.peers[peer].seq = self.peers[peer].seq.wrapping_add(bytes.len() as u32);
+            }
             Action::Segment { peer, seq, ack, flags, window, payload } => {
                 let peer = which(*peer);
                 let Peer { seq: next_seq, ack: next_ack } = self.peers[peer];
@@ -179,24 +220,26 @@ impl Rig {
                     seq: next_seq.wrapping_add_signed((*seq).into()),
                     ack: next_ack.wrapping_add_signed((*ack).into()),
                 };
-                let bytes = match payload {
-                    Payload::None => Vec::new(),
-                    Payload::Bytes(bytes) => bytes.clone(),
-                    Payload::Fill(len) => vec![b'a'; usize::from(*len).min(65_000)],
-                    Payload::Get(path) => {
-                        let path = ["/", "/id", "/large", "/none"][usize::from(path % 4)];
-                        format!("GET {path} HTTP/1.1\r\nAccept: application/json\r\n\r\n").into_bytes()
-                    }
-                    Payload::Put => {
-                        b"PUT /latest/api/token HTTP/1.1\r\nX-metadata-token-ttl-seconds: 9\r\n\r\n".to_vec()
-                    }
-                };
+                let bytes = payload.bytes();
                 self.receive(&tcp(peer, at, *flags, *window, &[], &bytes));
                 self.peers[peer].seq = next_seq.wrapping_add(bytes.len() as u32 + u32::from(flags & FIN));
             }
             Action::Ack(peer) => {
                 let peer = which(*peer);
                 self.receive(&tcp(peer, self.peers[peer], ACK, 0xffff, &[], &[]));
+            }
+            Action::Finish(peer) => {
+                let peer = which(*peer);
+                self.receive(&tcp(peer, self.peers[peer], FIN | ACK, 0xffff, &[], &[]));
+                self.peers[peer].seq = self.peers[peer].seq.wrapping_add(1);
+            }
+            Action::Read(peer, count) => {
+                for _ in 0..*count {
+                    if self.take().is_none() {
+                        break;
+                    }
+                    self.act(&Action::Ack(*peer));
+                }
             }
             Action::Take(count) => {
                 for _ in 0..*count {

@@ -1,17 +1,48 @@
 #![no_main]
-//! A guest writes what it likes over its rings and buffers while the host sends frames and takes them. Input: one byte
-//! that says which features the driver refuses, then records of a byte that says what to do, with which queue, and what it
-//! takes. Whatever happens, the device neither panics nor is busy without end.
+//! A guest writes what it likes over its rings and buffers while the host sends frames and takes them, and some of the
+//! guest's frames take a detour that sends them back. Input: one byte that says which features the driver refuses, then
+//! records of a byte that says what to do, with which queue, and what it takes. Whatever happens, the device neither panics nor is busy without end.
 
+use std::collections::VecDeque;
 use std::os::unix::net::UnixDatagram;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use kindling_virtio_device::test_utils::{Area, Inline, MockDriver};
 use kindling_virtio_device::{COMMON_FEATURES, Device};
-use kindling_virtio_net::{Backend, Net};
+use kindling_virtio_net::{Backend, DETOUR_HEAD_BYTES, Detour, MAX_FRAME_BYTES, Net};
 use libfuzzer_sys::fuzz_target;
 
 /// Features that change what the device does: for a set bit of the input, the driver refuses.
 const CHOICES: [u32; 8] = [1, 7, 10, 15, 17, 22, 28, 29];
+
+/// Sends back what it gets, up to a few frames.
+#[derive(Default)]
+struct Echo(Mutex<VecDeque<Vec<u8>>>);
+
+impl Detour for Echo {
+    fn wants(&self, head: &[u8; DETOUR_HEAD_BYTES]) -> bool {
+        head[0] & 1 == 0
+    }
+
+    fn receive(&self, _: Instant, frame: &[u8]) {
+        assert!(frame.len() <= MAX_FRAME_BYTES);
+        let mut frames = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if frames.len() < 100 {
+            frames.push_back(frame.to_vec());
+        }
+    }
+
+    fn next_frame(&self, _: Instant, buffer: &mut [u8]) -> Option<usize> {
+        let frame = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop_front()?;
+        buffer[..frame.len()].copy_from_slice(&frame);
+        Some(frame.len())
+    }
+
+    fn next_timeout(&self, _: Instant) -> Option<Duration> {
+        None
+    }
+}
 
 fuzz_target!(|data: &[u8]| {
     let Some((choice, mut data)) = data.split_first() else { return };
@@ -21,6 +52,7 @@ fuzz_target!(|data: &[u8]| {
     let Ok(mut net) = backend.and_then(|backend| Net::new(backend, None, Some(1_400))) else {
         unreachable!()
     };
+    net = net.with_detour(Box::<Echo>::default());
     let control = net.control();
     let refused =
         (0..8).filter(|bit| choice >> bit & 1 == 1).fold(0_u64, |mask, bit| mask | 1 << CHOICES[bit]);

@@ -135,8 +135,8 @@ impl NetWorker {
         let is_connected = self.link_up && self.interest.is_some();
         let wait = self.tx.run(is_connected.then_some(&*self.tap), self.side.as_mut())?;
         self.wait_for(EventSet::OUT, wait, watch)?;
-        if self.side.as_ref().is_some_and(Side::is_due) {
-            // The frames that answer what was sent.
+        if self.side.as_mut().is_some_and(Side::was_fed) {
+            // What answers the frames that were sent.
             self.receive(watch)?;
         }
         Ok(())

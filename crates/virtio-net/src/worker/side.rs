@@ -8,7 +8,7 @@ use vmm_sys_util::epoll::EventSet;
 
 use super::DETOUR_TIMER;
 use crate::HEADER_BYTES;
-use crate::detour::{DETOUR_HEAD_BYTES, SharedDetour};
+use crate::detour::SharedDetour;
 
 pub(crate) struct Side {
     shared: Arc<SharedDetour>,
@@ -18,11 +18,13 @@ pub(crate) struct Side {
     frame: Vec<u8>,
     /// Whether the detour may have frames for this worker to pass on.
     is_due: bool,
+    /// Whether it has been given one since somebody wanted to know.
+    is_fed: bool,
 }
 
 impl Side {
     pub fn new(shared: &Arc<SharedDetour>, has_timer: bool) -> Self {
-        Self { shared: Arc::clone(shared), has_timer, frame: Vec::new(), is_due: false }
+        Self { shared: Arc::clone(shared), has_timer, frame: Vec::new(), is_due: false, is_fed: false }
     }
 
     /// Begins, or goes on after a sleep, in which time may have passed.
@@ -45,9 +47,7 @@ impl Side {
 
     /// Whether the detour wants the frame behind the header in `chain`.
     pub fn wants(&self, chain: &Readable) -> bool {
-        let mut head = [0; DETOUR_HEAD_BYTES];
-        let len = chain.peek(HEADER_BYTES, &mut head);
-        self.shared.detour.wants(head.get(..len).unwrap_or_default())
+        chain.peek(HEADER_BYTES).is_some_and(|head| self.shared.detour.wants(&head))
     }
 
     /// Gives the detour the frame behind the header in `chain`, which is not longer than any frame can be.
@@ -57,7 +57,12 @@ impl Side {
         // The guest may change it until now, and not from now on.
         chain.read(&mut self.frame);
         self.shared.detour.receive(Instant::now(), &self.frame);
-        self.is_due = true;
+        (self.is_due, self.is_fed) = (true, true);
+    }
+
+    /// Whether the detour was given a frame since the last call.
+    pub fn was_fed(&mut self) -> bool {
+        std::mem::take(&mut self.is_fed)
     }
 
     /// The detour's next frame for the guest, if it is this worker's turn to ask.

@@ -14,7 +14,7 @@ const _: () = assert!(HEAD_BYTES <= DETOUR_HEAD_BYTES);
 struct Metadata(Endpoint);
 
 impl Detour for Metadata {
-    fn wants(&self, head: &[u8]) -> bool {
+    fn wants(&self, head: &[u8; DETOUR_HEAD_BYTES]) -> bool {
         self.0.is_for_us(head)
     }
 
