@@ -3,6 +3,7 @@
 mod calls;
 mod ending;
 mod files;
+mod limits;
 mod load;
 mod phases;
 mod start;

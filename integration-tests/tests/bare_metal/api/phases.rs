@@ -9,7 +9,7 @@ use super::Api;
 use crate::process::{LIMIT, images};
 
 /// Time stamps a second, as the guest counts them too.
-fn time_stamps_per_second() -> f64 {
+pub fn time_stamps_per_second() -> f64 {
     // SAFETY: every x86-64 processor has the instruction.
     let now = || unsafe { std::arch::x86_64::_rdtsc() };
     let (start, ticks) = (Instant::now(), now());
