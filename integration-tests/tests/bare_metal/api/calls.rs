@@ -15,6 +15,7 @@ type Statuses = [u16; 3];
 
 const SET_UP: Statuses = [204, 400, 400];
 const READ: Statuses = [200; 3];
+const CHANGE: Statuses = [204; 3];
 const READ_GUEST: Statuses = [400, 200, 200];
 const CHANGE_GUEST: Statuses = [400, 204, 204];
 /// Not served.
@@ -72,9 +73,9 @@ fn calls(machine: &Machine) -> Vec<Call> {
         // These two are no JSON; tests of their own look at them.
         get("/metrics", "GetMetrics", READ, &[]),
         get("/events", "GetEvents", READ, &[]),
-        get("/mmds", "GetMmds", NOTHING, &[]),
-        call("PUT", "/mmds", json!({"a": 1}), "PutMmds", NOTHING),
-        call("PATCH", "/mmds", json!({"a": 1}), "PatchMmds", NOTHING),
+        call("PUT", "/mmds", json!({"a": 1}), "PutMmds", CHANGE),
+        call("PATCH", "/mmds", json!({"b": {}}), "PatchMmds", CHANGE),
+        get("/mmds", "GetMmds", READ, &["a", "b"]),
         put("/boot-source", boot_source("spin")),
         put("/machine-config", json!({"vcpu_count": 2, "mem_size_mib": 128})),
         call("PATCH", "/machine-config", json!({"mem_size_mib": 64}), "Configure", SET_UP),
@@ -94,7 +95,13 @@ fn calls(machine: &Machine) -> Vec<Call> {
             "Configure",
             if machine.has_tap { SET_UP } else { NOTHING },
         ),
-        call("PUT", "/mmds/config", json!({"network_interfaces": ["none"]}), "Configure", NOTHING),
+        call(
+            "PUT",
+            "/mmds/config",
+            json!({"network_interfaces": ["n"]}),
+            "Configure",
+            if machine.has_tap { SET_UP } else { NOTHING },
+        ),
         change("/drives/a", json!({"drive_id": "a", "path_on_host": machine.other_disk}), "PatchDrive"),
         call(
             "PATCH",

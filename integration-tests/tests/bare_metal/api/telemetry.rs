@@ -39,7 +39,7 @@ fn a_full_fifo_loses_log_and_metrics_lines_counts_them_and_holds_nobody_up() {
     api.boot("heartbeat ticks=100000000");
     api.action("InstanceStart");
     api.vmm.wait_for("beat 3 ");
-    api.until("a log line is lost", || api.metric("kindling_log_lost_lines_total") > 0);
+    api.until("a log line is lost", || api.metric("kindling_logger_lost_lines_total") > 0);
 
     let start = Instant::now();
     for lost in 1..=3 {
@@ -51,7 +51,7 @@ fn a_full_fifo_loses_log_and_metrics_lines_counts_them_and_holds_nobody_up() {
         api.make("Paused");
         api.make("Resumed");
     }
-    assert_eq!(api.metric("kindling_log_lines_total"), 0);
+    assert_eq!(api.metric("kindling_logger_lines_total"), 0);
     assert!(start.elapsed() < scaled(Duration::from_secs(5)), "{:?}", start.elapsed());
     let beats = api.vmm.output().lines().count();
     api.until("the guest goes on", || api.vmm.output().lines().count() > beats + 1);
