@@ -135,6 +135,15 @@ fn read(stream: &TcpStream) -> (String, String) {
     (head, String::from_utf8(body).unwrap())
 }
 
+/// What a connection of its own gets, unless it ends before.
+fn try_ask(request: &str) -> Option<String> {
+    let mut stream = connect();
+    stream.write_all(request.as_bytes()).ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned())
+}
+
 fn ask(stream: &mut TcpStream, request: &str) -> (String, String) {
     stream.write_all(request.as_bytes()).unwrap();
     read(stream)
@@ -169,7 +178,9 @@ fn linux_reads_large_and_small_documents_by_one_connection_and_by_fifty() {
                 .map(|_| {
                     scope.spawn(|| {
                         let get = get("/").replace("\r\n\r\n", "\r\nConnection: close\r\n\r\n");
-                        assert!(ask(&mut connect(), &get).1 == document);
+                        // One that was slow to ask has had to give way to another, and comes again.
+                        let answer = std::iter::repeat_with(|| try_ask(&get)).flatten().next();
+                        assert!(answer.as_ref() == Some(&document));
                     })
                 })
                 .collect();
