@@ -47,9 +47,10 @@ pub fn install_handler(before_exit: fn()) -> io::Result<()> {
     }
 }
 
-/// Has the report go to the log too, whose descriptor this is; it must stay open.
-pub fn report_to(log: RawFd) {
-    LOG.store(log, Ordering::Release);
+/// Has the report go to the log too, whose descriptor this is, or to standard error alone again. The descriptor must stay
+/// open until then.
+pub fn report_to(log: Option<RawFd>) {
+    LOG.store(log.unwrap_or(-1), Ordering::Release);
 }
 
 /// The parts of `siginfo_t` that a SIGSYS has (sigaction(2)).

@@ -22,7 +22,7 @@ fn told(level: Level, call: impl FnOnce()) -> (String, Option<i32>) {
     let filters = Filters::embedded(level);
     let (written, status) = in_child(|report| {
         REPORT.store(report, Ordering::SeqCst);
-        report_to(report);
+        report_to(Some(report));
         // SAFETY: the calls take numbers, and a string that ends in NUL.
         unsafe {
             libc::dup2(report, 2);

@@ -82,11 +82,11 @@ pub fn is_raw() -> bool {
     !SAVED.load(Ordering::Acquire).is_null()
 }
 
-/// Has the terminal restored when the process dies of SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGSYS or SIGABRT, and lets it
-/// die of the same signal. Replaces the handlers that are there, the standard library's for stack overflows too.
+/// Has the terminal restored when the process dies of SIGSEGV, SIGBUS, SIGILL, SIGFPE or SIGABRT, and lets it die of the
+/// same signal. Replaces the handlers that are there, the standard library's for stack overflows too. SIGSYS is left to
+/// whoever has seccomp filters; its handler can call [`restore`].
 ///
-/// A seccomp filter must allow `ioctl(TCSETS)`, `rt_sigprocmask` and what raise(3) uses; with the action to kill the
-/// process there is no SIGSYS, and nothing is restored.
+/// A seccomp filter must allow `ioctl(TCSETS)`, `rt_sigprocmask` and what raise(3) uses.
 pub fn restore_on_fatal_signals() -> Result<(), Error> {
     extern "C" fn handler(signal: libc::c_int) {
         restore();
@@ -95,7 +95,7 @@ pub fn restore_on_fatal_signals() -> Result<(), Error> {
         unsafe { libc::raise(signal) };
     }
     let handler: extern "C" fn(libc::c_int) = handler;
-    for signal in [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGSYS, libc::SIGABRT] {
+    for signal in [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGABRT] {
         // SAFETY: all zeroes is a valid sigaction: default action, empty mask, no flags.
         let mut action: libc::sigaction = unsafe { MaybeUninit::zeroed().assume_init() };
         action.sa_sigaction = handler as libc::sighandler_t;
