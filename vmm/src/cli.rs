@@ -10,12 +10,15 @@ use kindling_api::{
     VsockConfig,
 };
 
+use kindling_seccomp_profiles::Level;
+
 use crate::device_options;
 
 const AFTER_HELP: &str = "\
 Exit codes:
     0    the guest powered off or asked for a reset
     1    the host failed (a system call, a file, memory)
+  148    a thread of vmm made a forbidden system call
   143    ended by SIGTERM; 130, 129, 131 by SIGINT, SIGHUP, SIGQUIT
   152    bad configuration
   153    bad command line
@@ -73,10 +76,6 @@ pub struct Cli {
     #[arg(long)]
     pub boot_timer: bool,
 
-    /// Run without filters of system calls, as this version does anyway.
-    #[arg(long)]
-    pub no_seccomp: bool,
-
     /// When whoever started the monitor began to, in microseconds of the monotonic clock.
     #[arg(long, value_name = "US", hide = true)]
     pub start_time_us: Option<u64>,
@@ -89,9 +88,39 @@ pub struct Cli {
     #[arg(long, value_name = "US", hide = true)]
     pub parent_cpu_time_us: Option<u64>,
 
+    /// Which system calls it may make.
+    #[command(flatten)]
+    pub seccomp: SeccompOptions,
+
     /// What it is called and where it writes to.
     #[command(flatten)]
     pub instance: InstanceOptions,
+}
+
+/// Which system calls the threads of the monitor may make once guest code can run.
+#[derive(Debug, Args)]
+pub struct SeccompOptions {
+    /// Which system calls are forbidden: 0 none, 1 those that are not needed, 2 also those with other arguments than needed.
+    #[arg(long, value_name = "LEVEL", default_value = "2", value_parser = level)]
+    pub seccomp_level: Level,
+
+    /// Forbid none, as --seccomp-level 0.
+    #[arg(long, conflicts_with_all = ["seccomp_level", "seccomp_filter"])]
+    pub no_seccomp: bool,
+
+    /// Take the filters from a file that `vmm seccomp compile` made.
+    #[arg(long, value_name = "FILE", conflicts_with = "seccomp_level")]
+    pub seccomp_filter: Option<PathBuf>,
+}
+
+/// Reads what `--seccomp-level` takes.
+fn level(text: &str) -> Result<Level, String> {
+    match text {
+        "0" => Ok(Level::Off),
+        "1" => Ok(Level::Calls),
+        "2" => Ok(Level::Arguments),
+        _ => Err("must be 0, 1 or 2".to_owned()),
+    }
 }
 
 /// Options of the monitor itself, whatever it does.
@@ -139,6 +168,27 @@ pub enum Command {
         /// Print one JSON object instead of lines.
         #[arg(long)]
         json: bool,
+    },
+    /// Work with filters of system calls.
+    Seccomp {
+        /// What to do.
+        #[command(subcommand)]
+        command: SeccompCommand,
+    },
+}
+
+/// The subcommands of `vmm seccomp`.
+#[derive(Debug, Subcommand)]
+pub enum SeccompCommand {
+    /// Make a file for --seccomp-filter.
+    Compile {
+        /// JSON files that have, together, a filter for each of the threads vmm, api, vcpu and io.
+        #[arg(long, value_name = "FILE", required = true, num_args = 1..)]
+        input: Vec<PathBuf>,
+
+        /// The file that is written.
+        #[arg(long, value_name = "FILE")]
+        output: PathBuf,
     },
 }
 
@@ -250,6 +300,10 @@ pub struct RunOptions {
     #[arg(long, value_name = "PATH")]
     pub api_sock: Option<PathBuf>,
 
+    /// Which system calls it may make.
+    #[command(flatten)]
+    pub seccomp: SeccompOptions,
+
     /// What it is called and where it writes to.
     #[command(flatten)]
     pub instance: InstanceOptions,
@@ -274,6 +328,8 @@ pub enum Task {
         /// In JSON.
         json: bool,
     },
+    /// `vmm seccomp`
+    Seccomp(SeccompCommand),
     /// `vmm` alone
     Serve(Box<Cli>),
 }
@@ -283,6 +339,7 @@ impl From<Cli> for Task {
         match cli.command {
             Some(Command::Run(options)) => Task::Run(options),
             Some(Command::Doctor { json }) => Task::Doctor { json },
+            Some(Command::Seccomp { command }) => Task::Seccomp(command),
             None => Task::Serve(Box::new(cli)),
         }
     }
@@ -340,6 +397,10 @@ mod tests {
             (&["vmm", "run", "--kernel", "k", "--boot-protocol", "bios"], "--boot-protocol"),
             (&["vmm", "--no-api"], "--config-file"),
             (&["vmm", "--id", "a_b"], "--id"),
+            (&["vmm", "--seccomp-level", "3"], "--seccomp-level"),
+            (&["vmm", "--no-seccomp", "--seccomp-level", "1"], "--seccomp-level"),
+            (&["vmm", "--no-seccomp", "--seccomp-filter", "f"], "--seccomp-filter"),
+            (&["vmm", "seccomp", "compile", "--output", "f"], "--input"),
             (&["vmm", "fly"], "fly"),
         ] {
             let line = fault(arguments);
@@ -356,6 +417,8 @@ mod tests {
             &["vmm", "run", "--kernel", "k"][..],
             &["vmm", "run", "--memory=2G", "--smt", "--kernel=k", "--cmdline=-- a b", "--cpus", "3"],
             &["vmm", "run", "--kernel", "k", "--serial", "pty", "--level", "Debug", "--show-level"],
+            &["vmm", "run", "--kernel", "k", "--no-seccomp"],
+            &["vmm", "run", "--kernel", "k", "--seccomp-level", "1"],
         ] {
             let whole = Task::from(Cli::try_parse_from(arguments).unwrap());
             let parsed = parse(arguments.iter().map(OsString::from)).unwrap();

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use kindling_api::VmConfig;
 use kindling_metrics::Group;
+use kindling_seccomp_profiles::Thread;
 use kindling_serial::Console;
 use kindling_serial::terminal::RawMode;
 use kvm_ioctls::VcpuFd;
@@ -14,6 +15,7 @@ use crate::console;
 use crate::devices::{EventDevice, IrqTrigger, KeyboardDevice};
 use crate::error::{Error, one_line};
 use crate::gate::Gate;
+use crate::log_sink;
 use crate::machine::{Keep, Machine};
 use crate::outcome::OutcomeSlot;
 use crate::prepared::Prepared;
@@ -51,7 +53,10 @@ impl Guest {
         let Machine { vcpus, shared, console, keyboard, events, controls, keep } =
             Machine::build(config, prepared, outcome)?;
         let raw_mode = console::enter_raw_mode(&console)?;
+        // From now on, log lines come from threads that may not open anything.
+        log_sink::prepare();
         let gate = Arc::clone(&shared.gate);
+        gate.close();
         let mut guest =
             Guest { threads: Vec::new(), keep, controls, keyboard, events, console, gate, raw_mode };
         match guest.start_vcpus(vcpus, &shared) {
@@ -63,14 +68,16 @@ impl Guest {
         }
     }
 
-    /// Starts the threads, the boot processor's last: no guest code runs before every thread is there.
+    /// Starts the threads, and lets them run the guest when all are there and this one is bound to its filter, too. It has
+    /// to be the last: what it starts afterwards could do no more than it.
     fn start_vcpus(&mut self, vcpus: Vec<VcpuFd>, shared: &Shared) -> Result<(), Error> {
-        let indices = (0..=u8::MAX).take(vcpus.len());
-        for (index, vcpu) in indices.zip(vcpus).rev() {
+        for (index, vcpu) in (0..=u8::MAX).zip(vcpus) {
             let thread =
                 Vcpu::start(index, vcpu, shared.clone()).map_err(Error::host("start a vCPU thread"))?;
             self.threads.push(thread);
         }
+        shared.filters.install(Thread::Vmm).map_err(Error::host("confine the main thread"))?;
+        self.gate.open();
         Ok(())
     }
 

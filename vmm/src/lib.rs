@@ -38,11 +38,14 @@ pub mod error;
 pub mod outcome;
 pub mod start;
 
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use kindling_api::VmConfig;
 use kindling_api::server::{Limits, Requests, Server};
+use kindling_seccomp_profiles::{Filters, Level, Thread, install_handler};
+use kindling_serial::terminal;
 use serde_json::Value;
 
 use crate::clock::StartTimes;
@@ -74,6 +77,8 @@ pub struct Launch {
     /// Whether the files of sockets stay behind after a guest's end. Clients of Firecracker remove them, and take it for a
     /// mistake when they cannot.
     pub leave_sockets: bool,
+    /// Which system calls threads may make once guest code can run.
+    pub filters: Filters,
 }
 
 impl Launch {
@@ -89,11 +94,15 @@ impl Launch {
             boot_timer: false,
             started: StartTimes::new(None, None, None),
             leave_sockets: false,
+            filters: Filters::embedded(Level::default()),
         }
     }
 }
 
 /// Serves the API and runs a guest, as `launch` asks for, until the guest or the process is to end.
+///
+/// The calling thread is bound to its filter of system calls when the guest starts, for good. SIGSYS has a handler from then on
+/// that says which call was forbidden, and ends the process.
 ///
 /// Serves the signals that end the process (SIGTERM, SIGINT, SIGHUP, SIGQUIT) itself for as long as it runs, and ignores
 /// SIGXFSZ from then on. When this returns, every thread has ended but those of devices that hang, the terminal is as it
@@ -107,6 +116,7 @@ pub fn run(launch: Launch) -> Result<Outcome, Error> {
     if launch.id != cli::DEFAULT_ID {
         log_sink::set_id(&launch.id);
     }
+    install_handler(terminal::restore).map_err(Error::host("set up the signal of forbidden system calls"))?;
     signals::ignore_file_size_signal();
     limits::raise_descriptor_limit();
     signals::install_kick_handler().map_err(Error::host("set up the signal that stops vCPUs"))?;
@@ -118,7 +128,9 @@ pub fn run(launch: Launch) -> Result<Outcome, Error> {
         Some((path, limits)) => {
             let server =
                 Server::bind(path, *limits).map_err(|error| Error::configuration("--api-sock", error))?;
-            Some(server.start(|| Ok(())).map_err(Error::host("serve the API"))?)
+            let filters = launch.filters.clone();
+            let confine = move || filters.install(Thread::Api).map_err(io::Error::other);
+            Some(server.start(confine).map_err(Error::host("serve the API"))?)
         }
         None => None,
     };

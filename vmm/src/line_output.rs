@@ -7,7 +7,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
@@ -16,18 +16,25 @@ use kindling_serial::{Backend, WriteOutcome};
 /// See the [module](self).
 #[derive(Debug)]
 pub struct LineOutput {
-    /// What the first line makes a back end of, if it is not standard error.
-    file: Option<File>,
-    /// Made by the first line: an output that stays empty costs nothing.
-    backend: Option<Backend>,
+    destination: Destination,
     /// What is left of a line that was taken in part.
     rest: Vec<u8>,
+}
+
+#[derive(Debug)]
+enum Destination {
+    StandardError,
+    File(File),
+    /// What the first line made of one of these.
+    Open(Backend),
+    /// There was nothing to be made of it.
+    Lost,
 }
 
 impl LineOutput {
     /// Standard error.
     pub const fn standard_error() -> Self {
-        Self { file: None, backend: None, rest: Vec::new() }
+        Self { destination: Destination::StandardError, rest: Vec::new() }
     }
 
     /// A file, which is created (for its owner alone) if missing and appended to otherwise, or a FIFO, which need not have
@@ -46,7 +53,19 @@ impl LineOutput {
             .mode(0o600)
             .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
             .open(path)?;
-        Ok(Self { file: Some(file), ..Self::standard_error() })
+        Ok(Self { destination: Destination::File(file), rest: Vec::new() })
+    }
+
+    /// Opens now what the first line would, for threads that may not open anything when they write one. Returns the
+    /// descriptor that lines go to; where there can be none, all lines are lost from now on.
+    pub fn prepare(&mut self) -> Option<RawFd> {
+        match self.destination.open() {
+            Ok(backend) => backend.output_fd(),
+            Err(_) => {
+                self.destination = Destination::Lost;
+                None
+            }
+        }
     }
 
     /// Writes `line`, which ends in a line feed.
@@ -56,13 +75,7 @@ impl LineOutput {
     /// Why nothing of the line was written: [`io::ErrorKind::WouldBlock`] where a FIFO, pipe or terminal is full,
     /// [`io::ErrorKind::BrokenPipe`] where its reader has gone, else what the system said. The next line may fare better.
     pub fn write(&mut self, line: &[u8]) -> io::Result<()> {
-        let backend = match (self.backend.take(), &self.file) {
-            (Some(backend), _) => backend,
-            (None, Some(file)) => Backend::output(file.as_fd()).map_err(io::Error::other)?,
-            (None, None) => Backend::output(io::stderr().as_fd()).map_err(io::Error::other)?,
-        };
-        self.file = None;
-        let backend = self.backend.insert(backend);
+        let backend = self.destination.open()?;
         let (taken, refusal) = push(backend, &self.rest);
         self.rest.drain(..taken);
         if let Some(refusal) = refusal {
@@ -74,6 +87,23 @@ impl LineOutput {
                 self.rest.extend_from_slice(line.get(taken..).unwrap_or_default());
                 Ok(())
             }
+        }
+    }
+}
+
+impl Destination {
+    fn open(&mut self) -> io::Result<&mut Backend> {
+        let made = match self {
+            Self::StandardError => Some(Backend::output(io::stderr().as_fd())),
+            Self::File(file) => Some(Backend::output(file.as_fd())),
+            Self::Open(_) | Self::Lost => None,
+        };
+        if let Some(made) = made {
+            *self = Self::Open(made.map_err(io::Error::other)?);
+        }
+        match self {
+            Self::Open(backend) => Ok(backend),
+            _ => Err(io::ErrorKind::NotConnected.into()),
         }
     }
 }
@@ -97,6 +127,7 @@ pub mod tests {
     use std::ffi::CString;
     use std::io::Read;
     use std::os::unix::ffi::OsStrExt;
+    use std::os::unix::fs::MetadataExt;
     use std::path::PathBuf;
 
     use super::*;
@@ -141,6 +172,19 @@ pub mod tests {
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "one\ntwo\n");
         let mode = std::os::unix::fs::PermissionsExt::mode(&path.metadata().unwrap().permissions());
         assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_prepared_output_opens_nothing_for_its_first_line() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("lines");
+        let mut output = LineOutput::open(&path).unwrap();
+        let fd = output.prepare().unwrap();
+        let identity = |path: &str| std::fs::metadata(path).map(|file| file.ino()).unwrap();
+        assert_eq!(identity(&format!("/proc/self/fd/{fd}")), identity(path.to_str().unwrap()));
+        output.write(b"one\n").unwrap();
+        assert_eq!(output.prepare(), Some(fd));
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "one\n");
     }
 
     #[test]

@@ -18,6 +18,7 @@ use std::time::SystemTime;
 use kindling_api::{FieldError, LogLevel, LoggerConfig};
 use kindling_metrics::{Metrics, metrics};
 use kindling_rate_limiter::{Clock, Monotonic};
+use kindling_seccomp_profiles::report_to;
 use kindling_serial::terminal::is_raw;
 use log::{Level, LevelFilter, Log, Metadata, Record};
 
@@ -71,6 +72,14 @@ pub fn configure(config: &LoggerConfig) -> Result<(), FieldError> {
 /// Names the machine, in one word, in every line from now on: several monitors may log to one place.
 pub fn set_id(id: &str) {
     lock(&SINK.state).id = Some(id.to_owned());
+}
+
+/// Opens now what the first line would: threads that run with a filter of system calls may not. What such a thread is ended
+/// for is reported to the log too, from now on.
+pub fn prepare() {
+    let mut state = lock(&SINK.state);
+    let fd = state.output.prepare();
+    report_to(fd.filter(|_| !state.standard_error));
 }
 
 /// What became of the lines.
@@ -128,6 +137,8 @@ impl Sink {
         let output = config.log_path.as_deref().map(open).transpose()?;
         let mut state = lock(&self.state);
         if let Some(output) = output {
+            // The descriptor is about to be another file's, if any.
+            report_to(None);
             state.output = output;
             state.standard_error = false;
         }

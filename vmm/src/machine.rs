@@ -103,6 +103,7 @@ impl Machine {
             mmio: Arc::new(Bus::new()),
             outcome: Arc::clone(outcome),
             gate: Arc::default(),
+            filters: prepared.filters.clone(),
         };
         let backend = match prepared.serial.take() {
             Some(backend) => backend,
@@ -122,7 +123,7 @@ impl Machine {
         }
         let events = devices::add_event_device(&shared.ports, irq_trigger(&vm, EVENT_GSI)?)?;
 
-        let mut devices = Registry::default();
+        let mut devices = Registry::new(prepared.filters.clone());
         let lines = IrqAllocator::new(FIRST_FREE_GSI, IOAPIC_PINS - FIRST_FREE_GSI)
             .map_err(Error::host("set up interrupt lines"))?;
         let place = registry::Machine { vm: &vm, mmio: &shared.mmio, lines: &lines, memory: &memory };

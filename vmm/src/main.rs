@@ -63,11 +63,12 @@ fn vmm() -> u8 {
     };
     let result = match task {
         Task::Doctor { json } => return doctor::main(json),
-        Task::Run(options) => start::run(&options),
-        Task::Serve(options) => start::serve(&options),
+        Task::Seccomp(command) => start::seccomp(&command).map(|()| EXIT_OK),
+        Task::Run(options) => start::run(&options).map(|outcome| outcome.exit_code()),
+        Task::Serve(options) => start::serve(&options).map(|outcome| outcome.exit_code()),
     };
     match result {
-        Ok(outcome) => outcome.exit_code(),
+        Ok(code) => code,
         Err(error) => {
             complain(&one_line(&error));
             error.exit_code()

@@ -33,7 +33,9 @@ impl MetricsSink {
     ///
     /// What the system said.
     pub fn open(path: &Path) -> io::Result<Self> {
-        Ok(Self { output: LineOutput::open(path)?, metrics: Arc::default() })
+        let mut output = LineOutput::open(path)?;
+        output.prepare();
+        Ok(Self { output, metrics: Arc::default() })
     }
 
     /// Writes `line` and a line feed, without waiting. While a FIFO has room for part of a line only, the rest of it comes

@@ -1,6 +1,6 @@
 //! How a run of the monitor ends: the ways out of a guest, and the exit code that tells them apart.
 //!
-//! The codes 1, 152 and 153 are the ones that supervisors of Firecracker already know. The codes from 160 on are
+//! The codes 1, 148, 152 and 153 are the ones that supervisors of Firecracker already know. The codes from 160 on are
 //! Kindling's own; 128 + N after a signal is the shell's convention. `docs/exit-codes.md` is the operator's table.
 
 use std::fmt;
@@ -27,6 +27,13 @@ pub enum Outcome {
         /// What KVM said.
         detail: String,
     },
+    /// A vCPU's thread could not be confined, and did not run its guest.
+    Unconfined {
+        /// Index of the vCPU.
+        vcpu: u8,
+        /// What the host said.
+        detail: String,
+    },
     /// The monitor received a signal that asks it to end.
     Signal(i32),
 }
@@ -35,6 +42,8 @@ pub enum Outcome {
 pub const EXIT_OK: u8 = 0;
 /// The host failed while it set up or ran the guest (a system call, a file, memory).
 pub const EXIT_HOST_ERROR: u8 = 1;
+/// A thread made a system call that its filter forbids.
+pub const EXIT_FORBIDDEN_CALL: u8 = kindling_seccomp_profiles::EXIT_FORBIDDEN;
 /// The configuration (file or options) asks for something that cannot be.
 pub const EXIT_BAD_CONFIGURATION: u8 = 152;
 /// The command line could not be understood.
@@ -53,6 +62,7 @@ impl Outcome {
             Outcome::PowerOff | Outcome::Reset => EXIT_OK,
             Outcome::TripleFault { .. } => EXIT_TRIPLE_FAULT,
             Outcome::KvmInternalError { .. } => EXIT_KVM_INTERNAL_ERROR,
+            Outcome::Unconfined { .. } => EXIT_HOST_ERROR,
             // Only signals below 32 are ever watched, so the sum stays below 160.
             Outcome::Signal(number) => 128u8.saturating_add(u8::try_from(*number).unwrap_or(0)),
         }
@@ -66,6 +76,9 @@ impl fmt::Display for Outcome {
             Outcome::Reset => f.write_str("the guest asked for a reset"),
             Outcome::TripleFault { vcpu } => write!(f, "vCPU {vcpu} triple-faulted"),
             Outcome::KvmInternalError { vcpu, detail } => write!(f, "KVM cannot run vCPU {vcpu}: {detail}"),
+            Outcome::Unconfined { vcpu, detail } => {
+                write!(f, "cannot confine the thread of vCPU {vcpu}: {detail}")
+            }
             Outcome::Signal(number) => write!(f, "ended by signal {number}"),
         }
     }

@@ -7,6 +7,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use kindling_api::{BootSource, Section, VmConfig};
+use kindling_seccomp_profiles::Filters;
 use kindling_serial::Backend;
 
 use crate::backends::OpenDevices;
@@ -28,6 +29,8 @@ pub struct Prepared {
     pub metadata: Metadata,
     /// Whether the guest can say when it has booted, and when it was started.
     pub boot_timer: Option<StartTimes>,
+    /// Which system calls the monitor's threads may make while it runs.
+    pub filters: Filters,
 }
 
 /// Kernel and initial RAM disk.
@@ -53,6 +56,7 @@ impl Prepared {
             serial: None,
             devices: OpenDevices::default(),
             boot_timer: launch.boot_timer.then_some(launch.started),
+            filters: launch.filters.clone(),
         })
     }
 

@@ -14,6 +14,7 @@ use kindling_device_bus::{Bus, BusDevice};
 use kindling_irq_allocator::{IrqAllocator, IrqLine};
 use kindling_memory_layout::x86_64::VIRTIO_MMIO;
 use kindling_metrics::Group;
+use kindling_seccomp_profiles::{Filters, Thread};
 use kindling_virtio_device::{Device, GuestMemory, WorkerSlot, WorkerThread, Workers};
 use kindling_virtio_transport::mmio::{QUEUE_NOTIFY, WINDOW_SIZE};
 use kindling_virtio_transport::{MmioTransport, Transport};
@@ -41,8 +42,9 @@ pub struct Machine<'a> {
 }
 
 /// The virtio devices of one machine.
-#[derive(Default)]
 pub struct Registry {
+    /// Which system calls the threads of devices may make.
+    filters: Filters,
     devices: Vec<Attached>,
     /// The thread of all devices that do little.
     quiet: Option<WorkerThread>,
@@ -61,6 +63,11 @@ struct Attached {
 }
 
 impl Registry {
+    /// No devices. The threads of those that come are bound to `filters`.
+    pub fn new(filters: Filters) -> Self {
+        Registry { filters, devices: Vec::new(), quiet: None, lines: BTreeMap::new() }
+    }
+
     /// Shows `device` to the guest from now on.
     pub fn attach(
         &mut self,
@@ -106,7 +113,9 @@ impl Registry {
     /// Places for a device's workers, on threads of their own or on the shared one.
     fn slots(&mut self, id: &str, workers: Workers) -> Result<Vec<WorkerSlot>, Error> {
         let spawn = |name: &str| {
-            WorkerThread::spawn(name, || Ok(())).map_err(Error::host("start a virtio device's thread"))
+            let filters = self.filters.clone();
+            let confine = move || filters.install(Thread::Io).map_err(io::Error::other);
+            WorkerThread::spawn(name, confine).map_err(Error::host("start a virtio device's thread"))
         };
         match workers {
             Workers::Own(1) => Ok(vec![spawn(&format!("io {id}"))?.slot()]),

@@ -8,10 +8,11 @@ use kindling_api::{
     BootSource, ConfigError, EntropyConfig, FieldError, LogLevel, LoggerConfig, MachineConfig, MetricsConfig,
     VmConfig, parse_memory_size,
 };
+use kindling_seccomp_profiles::{Arguments, FILE_MAX, Filters, Level, compile};
 use serde_json::Value;
 
 use crate::Launch;
-use crate::cli::{Cli, InstanceOptions, RunOptions};
+use crate::cli::{Cli, InstanceOptions, RunOptions, SeccompCommand, SeccompOptions};
 use crate::clock::StartTimes;
 use crate::error::Error;
 use crate::outcome::Outcome;
@@ -19,6 +20,9 @@ use crate::prepared::open_image;
 
 /// How much is read of the file that `--metadata` names: more than anybody serves.
 const METADATA_FILE_MAX: u64 = 16 << 20;
+
+/// How much is read of each file that `vmm seccomp compile` is given: more than the longest program needs.
+const SECCOMP_TEXT_MAX: u64 = 16 << 20;
 
 /// The options of `vmm run`, and the fields of the configuration that they fill in.
 const OPTION_OF_FIELD: [(&str, &str); 14] = [
@@ -52,6 +56,7 @@ pub fn run(options: &RunOptions) -> Result<Outcome, Error> {
     let launch = || {
         Ok(Launch {
             start: true,
+            filters: filters(&options.seccomp)?,
             api: options.api_sock.clone().map(|path| (path, Limits::default())),
             ..Launch::new(options.instance.id.clone(), configuration(options)?)
         })
@@ -85,6 +90,7 @@ pub fn serve(options: &Cli) -> Result<Outcome, Error> {
             options.parent_cpu_time_us,
         ),
         leave_sockets: true,
+        filters: filters(&options.seccomp)?,
         ..Launch::new(options.instance.id.clone(), config)
     })
 }
@@ -161,6 +167,35 @@ fn instance(config: &mut VmConfig, options: &InstanceOptions) -> Result<(), Erro
         config.metrics = Some(MetricsConfig::new(path.clone()));
     }
     Ok(())
+}
+
+/// The filters that the options ask for.
+fn filters(options: &SeccompOptions) -> Result<Filters, Error> {
+    const OPTION: &str = "--seccomp-filter";
+    let Some(path) = &options.seccomp_filter else {
+        return Ok(Filters::embedded(if options.no_seccomp { Level::Off } else { options.seccomp_level }));
+    };
+    let mut content = Vec::new();
+    // One byte more than there can be tells a file that is too long.
+    let most = FILE_MAX as u64 + 1;
+    let read = open_image(OPTION, path)?.take(most).read_to_end(&mut content);
+    read.map_err(|cause| Error::configuration(OPTION, cause))?;
+    Filters::read(&content).map_err(|cause| Error::configuration(OPTION, cause))
+}
+
+/// `vmm seccomp`: makes a file for `--seccomp-filter`.
+pub fn seccomp(command: &SeccompCommand) -> Result<(), Error> {
+    let SeccompCommand::Compile { input, output } = command;
+    let mut texts = Vec::new();
+    for path in input {
+        let mut text = String::new();
+        let read = open_image("--input", path)?.take(SECCOMP_TEXT_MAX).read_to_string(&mut text);
+        read.map_err(|cause| Error::configuration("--input", cause))?;
+        texts.push(text);
+    }
+    let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+    let file = compile(&texts, Arguments::Checked).map_err(|cause| Error::configuration("--input", cause))?;
+    std::fs::write(output, file).map_err(|cause| Error::configuration("--output", cause))
 }
 
 /// Reads the file that `--metadata` names.

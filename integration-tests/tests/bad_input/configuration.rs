@@ -174,3 +174,40 @@ fn config_file_that_is_not_permitted() {
 fn config_file_without_no_api() {
     assert!(refused(["--config-file", "/vm.json"], BAD_ARGUMENTS, "").contains("--no-api"));
 }
+
+#[test]
+fn a_filter_file_that_is_none() {
+    let (_folder, path) = file("filter", "[]");
+    let line = option_refused("--seccomp-filter", path.to_str().unwrap());
+    assert!(line.starts_with("this is no filter file"), "{line}");
+    assert!(option_refused("--seccomp-filter", "/nonexistent").contains("cannot open /nonexistent"));
+}
+
+#[test]
+fn a_filter_file_that_was_cut_off() {
+    let (_folder, path) =
+        file("filter", [&b"KNDLSECC\x01\0\0\0\x3e\0\0\xc0"[..], &[1, 0, 0, 0].repeat(4)].concat());
+    let line = option_refused("--seccomp-filter", path.to_str().unwrap());
+    assert_eq!(line, "the filter file has 32 bytes, where it says 64");
+}
+
+#[test]
+fn filters_that_cannot_be_compiled() {
+    let (folder, path) = file("filters.json", r#"{ "vmm": {} }"#);
+    let output = folder.path().join("out");
+    let compile =
+        ["seccomp", "compile", "--input", path.to_str().unwrap(), "--output", output.to_str().unwrap()];
+    let line = refused(compile, BAD_CONFIGURATION, "--input: ");
+    assert_eq!(line, "vmm.filter must be an array of objects");
+    assert!(!output.exists());
+}
+
+#[test]
+fn a_level_of_filters_that_is_none() {
+    let (_folder, path) = file("kernel", kernel());
+    refused(
+        run_with(&path, &["--seccomp-level", "3"]),
+        BAD_ARGUMENTS,
+        "invalid value '3' for '--seccomp-level",
+    );
+}

@@ -6,6 +6,7 @@
 #![allow(clippy::panic, clippy::unwrap_used, reason = "the tests' helpers fail as the tests do")]
 
 mod api;
+mod confinement;
 mod console;
 mod doctor;
 mod ending;

@@ -122,9 +122,14 @@ impl Vmm {
 
     /// The names of the process's threads.
     pub fn threads(&self) -> Vec<String> {
+        self.tasks().into_iter().map(|(name, _)| name).collect()
+    }
+
+    /// The names of the process's threads, and what `/proc` has of each.
+    pub fn tasks(&self) -> Vec<(String, PathBuf)> {
         let tasks = std::fs::read_dir(format!("/proc/{}/task", self.process.id())).unwrap();
-        let name = |task: std::fs::DirEntry| std::fs::read_to_string(task.path().join("comm")).unwrap();
-        tasks.map(|task| name(task.unwrap()).trim_end().to_owned()).collect()
+        let name = |task: &Path| std::fs::read_to_string(task.join("comm")).unwrap().trim_end().to_owned();
+        tasks.map(|task| task.unwrap().path()).map(|task| (name(&task), task)).collect()
     }
 
     /// The processor time that the whole process has used.

@@ -1,0 +1,137 @@
+//! Which system calls the threads of `vmm` may make, and what becomes of one that makes another.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use kindling_integration_tests::harness::{Guest, Stdio};
+use serde_json::{Value, json};
+
+use crate::process::{LIMIT, Vmm, command, finish, finish_run, images, program, run};
+
+/// The profiles as they are written.
+const PROFILES: [&str; 5] = [
+    include_str!("../../../crates/seccomp-profiles/profiles/x86_64/every.json"),
+    include_str!("../../../crates/seccomp-profiles/profiles/x86_64/vmm.json"),
+    include_str!("../../../crates/seccomp-profiles/profiles/x86_64/api.json"),
+    include_str!("../../../crates/seccomp-profiles/profiles/x86_64/vcpu.json"),
+    include_str!("../../../crates/seccomp-profiles/profiles/x86_64/io.json"),
+];
+
+/// `KVM_RUN`.
+const KVM_RUN: u64 = 0xae80;
+
+/// A number in a file of `/proc`.
+fn number(status: &str, field: &str) -> u32 {
+    let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+    line.unwrap().trim().parse().unwrap()
+}
+
+fn filters_of(status: &Path) -> u32 {
+    number(&std::fs::read_to_string(status).unwrap(), "Seccomp_filters")
+}
+
+/// How many filters each thread is bound to, beyond those that this process has.
+fn filters(vmm: &Vmm) -> BTreeMap<String, u32> {
+    let ours = filters_of(Path::new("/proc/self/status"));
+    let of_thread = |(name, folder): (String, PathBuf)| (name, filters_of(&folder.join("status")) - ours);
+    // KVM has a thread of its own in the process, which runs nothing of it.
+    let is_ours = |(name, _): &(String, PathBuf)| !name.starts_with("kvm-");
+    vmm.tasks().into_iter().filter(is_ours).map(of_thread).collect()
+}
+
+#[test]
+fn every_thread_is_bound_to_a_filter_of_its_own_while_the_guest_runs() {
+    let folder = tempfile::tempdir().unwrap();
+    let (disk, socket) = (folder.path().join("disk"), folder.path().join("api.socket"));
+    std::fs::write(&disk, [0; 4096]).unwrap();
+    let disk = disk.to_str().unwrap();
+    let socket = socket.to_str().unwrap();
+    for (level, count) in [("0", 0), ("1", 1), ("2", 1)] {
+        let options =
+            ["--disk", disk, "--rng", "--api-sock", socket, "--cpus", "2", "--seccomp-level", level];
+        let mut vmm = Vmm::start(&mut run("spin", &options));
+        vmm.wait_for("spinning");
+        let expected = ["vmm", "api", "io disk0", "io quiet", "vcpu 0", "vcpu 1"];
+        let mut expected: BTreeMap<_, _> =
+            expected.into_iter().map(|name| (name.to_owned(), count)).collect();
+        // The first thread is called by its program's file.
+        let name = program().file_name().unwrap().to_str().unwrap();
+        expected.remove("vmm");
+        expected.insert(name.chars().take(15).collect(), count);
+        assert_eq!(filters(&vmm), expected, "level {level}");
+        vmm.signal(libc::SIGTERM);
+        vmm.end(143);
+    }
+}
+
+#[test]
+fn a_guest_runs_and_ends_at_every_level() {
+    for options in [&["--no-seccomp"][..], &["--seccomp-level", "0"], &["--seccomp-level", "1"]] {
+        let ended = finish_run("hello", options, 0);
+        assert!(ended.output.contains("hello by the ") && ended.errors.is_empty(), "{ended:?}");
+    }
+}
+
+/// A file with the filters of the profiles, changed by `change`.
+fn filter_file(folder: &Path, change: impl FnOnce(&mut Value)) -> PathBuf {
+    let mut all = json!({});
+    for text in PROFILES {
+        let profile: BTreeMap<String, Value> = serde_json::from_str(text).unwrap();
+        profile.into_iter().for_each(|(name, filter)| all[name] = filter);
+    }
+    change(&mut all);
+    let (input, output) = (folder.join("filters.json"), folder.join("filters.bpf"));
+    std::fs::write(&input, all.to_string()).unwrap();
+    let mut compile = command(&["seccomp", "compile", "--input"]);
+    finish(compile.arg(input).arg("--output").arg(&output), 0);
+    output
+}
+
+/// The filters without the one thing that a vCPU is for.
+fn without_kvm_run(filters: &mut Value) {
+    let rules = filters["vcpu"]["filter"].as_array_mut().unwrap();
+    let before = rules.len();
+    rules.retain(|rule| rule["args"][0]["val"] != json!(KVM_RUN));
+    assert_eq!(rules.len(), before - 1);
+}
+
+#[test]
+fn filters_of_ones_own_serve_like_the_embedded_ones() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = filter_file(folder.path(), |_| ());
+    let ended = finish_run("hello", &["--seccomp-filter", file.to_str().unwrap()], 0);
+    assert!(ended.output.contains("hello by the ") && ended.errors.is_empty(), "{ended:?}");
+}
+
+#[test]
+fn a_forbidden_call_is_reported_and_ends_the_process_with_its_own_code() {
+    const LINE: &str = "vmm: the thread \"vcpu 0\" made the forbidden system call ioctl (16)\n";
+    let folder = tempfile::tempdir().unwrap();
+    let file = filter_file(folder.path(), without_kvm_run);
+    let log = folder.path().join("log");
+    let options = ["--seccomp-filter", file.to_str().unwrap(), "--log-path", log.to_str().unwrap()];
+    let ended = finish_run("hello", &options, 148);
+    assert_eq!((ended.output.as_str(), ended.errors.as_str()), ("", LINE));
+    assert_eq!(std::fs::read_to_string(log).unwrap(), LINE);
+}
+
+#[test]
+fn a_forbidden_call_leaves_the_terminal_as_it_was() {
+    let folder = tempfile::tempdir().unwrap();
+    let filters = filter_file(folder.path(), without_kvm_run);
+    let config = folder.path().join("config.json");
+    let kernel = json!({ "kernel_image_path": images().guest, "boot_args": "scenario=hello" });
+    let machine = json!({ "vcpu_count": 1, "mem_size_mib": 64 });
+    let text = json!({ "boot-source": kernel, "machine-config": machine }).to_string();
+    std::fs::write(&config, text).unwrap();
+    let builder = Guest::builder().program(program()).config_file(config).stdio(Stdio::Pty);
+    let mut guest = builder.arg("--seccomp-filter").arg(filters).start().unwrap();
+    let status = guest.wait_exit(LIMIT).unwrap();
+    assert_eq!(status.code(), Some(148), "{}", guest.console());
+    assert_eq!(guest.terminal().unwrap(), guest.terminal_before().unwrap());
+    assert!(
+        guest.console().contains("\"vcpu 0\" made the forbidden system call ioctl"),
+        "{}",
+        guest.console()
+    );
+}
