@@ -106,7 +106,7 @@ fn unknown_option_and_missing_kernel_are_bad_arguments() {
     assert!(refused(["run", "--kernel", "x", "--bogus"], BAD_ARGUMENTS, "").contains("--bogus"));
     assert!(refused(["run"], BAD_ARGUMENTS, "").contains("--kernel"));
     assert!(refused(["run", "--kernel", "x", "--cpus", "many"], BAD_ARGUMENTS, "").contains("--cpus"));
-    assert!(refused([""; 0], BAD_ARGUMENTS, "").contains("--config-file"));
+    assert!(refused(["--no-api"], BAD_ARGUMENTS, "").contains("--config-file"));
 }
 
 fn config_refused(text: &str, start: &str) -> String {
@@ -171,8 +171,12 @@ fn config_file_that_is_not_permitted() {
 }
 
 #[test]
-fn config_file_without_no_api() {
-    assert!(refused(["--config-file", "/vm.json"], BAD_ARGUMENTS, "").contains("--no-api"));
+fn socket_of_the_api_where_something_is_already() {
+    let (_folder, path) = file("socket", "");
+    let arguments = ["--api-sock".as_ref(), path.as_os_str()];
+    let line = refused(arguments, BAD_CONFIGURATION, "--api-sock: ");
+    assert!(line.contains("exists already"), "{line}");
+    assert!(path.exists(), "what was there stays there");
 }
 
 #[test]
