@@ -15,7 +15,7 @@ use virtio_bindings::virtio_net::{
 
 use crate::control::Shared;
 use crate::detour::SharedDetour;
-use crate::worker::{Commands, Negotiated, NetWorker, Side};
+use crate::worker::{Commands, Negotiated, NetWorker, WorkerDetour};
 use crate::{Backend, Detour, Error, NetControl};
 
 /// Entries of each queue for frames. No chain is longer, so that a single `writev` takes every frame.
@@ -167,9 +167,9 @@ impl Device for Net {
         let mut workers = Vec::<Box<dyn Worker>>::new();
         for ((receive, transmit), tap) in queues.into_iter().zip(self.backend.queues()) {
             let tap = Arc::clone(tap);
-            let side = detour.as_ref().map(|detour| Side::new(detour, workers.is_empty()));
+            let own = detour.as_ref().map(|detour| WorkerDetour::new(detour, workers.is_empty()));
             let worker =
-                NetWorker::new(&self.shared, tap, negotiated, receive, transmit, commands.take(), side);
+                NetWorker::new(&self.shared, tap, negotiated, receive, transmit, commands.take(), own);
             workers.push(Box::new(worker.map_err(host("make a worker of a network device"))?));
         }
         match self.backend.set_offloads(activation.features) {

@@ -1,9 +1,9 @@
 //! The data path: a worker for each queue pair.
 
 mod commands;
+mod detour;
 mod held;
 mod rx;
-mod side;
 mod tx;
 
 use std::fs::File;
@@ -20,8 +20,8 @@ use crate::control::{NetSettings, Shared};
 use crate::{HEADER_BYTES, MAX_FRAME_BYTES};
 
 pub(crate) use commands::Commands;
+pub(crate) use detour::WorkerDetour;
 use rx::Receiver;
-pub(crate) use side::Side;
 use tx::Transmitter;
 
 /// Frames that a queue moves before the other queues of its thread have their turn.
@@ -89,7 +89,7 @@ pub(crate) struct NetWorker {
     rx: Receiver,
     tx: Transmitter,
     commands: Option<Commands>,
-    side: Option<Side>,
+    detour: Option<WorkerDetour>,
     tap: Arc<File>,
     /// What the tap is watched for; `None` when it works no longer.
     interest: Option<EventSet>,
@@ -106,13 +106,13 @@ impl NetWorker {
         receive: Queue,
         transmit: Queue,
         commands: Option<Commands>,
-        side: Option<Side>,
+        detour: Option<WorkerDetour>,
     ) -> io::Result<Self> {
         Ok(Self {
             rx: Receiver::new(receive, negotiated, Share::new(&shared.rx)?, &shared.metrics),
             tx: Transmitter::new(transmit, Share::new(&shared.tx)?, &shared.metrics),
             commands,
-            side,
+            detour,
             tap,
             interest: Some(EventSet::empty()),
             link_up: true,
@@ -127,15 +127,15 @@ impl NetWorker {
             self.rx.queue.begin_batch();
             return Ok(());
         }
-        let wait = self.rx.run(&self.tap, self.link_up, self.side.as_mut())?;
+        let wait = self.rx.run(&self.tap, self.link_up, self.detour.as_mut())?;
         self.wait_for(EventSet::IN, wait, watch)
     }
 
     fn transmit(&mut self, watch: &mut Watch<'_>) -> Result<(), WorkerError> {
         let is_connected = self.link_up && self.interest.is_some();
-        let wait = self.tx.run(is_connected.then_some(&*self.tap), self.side.as_mut())?;
+        let wait = self.tx.run(is_connected.then_some(&*self.tap), self.detour.as_mut())?;
         self.wait_for(EventSet::OUT, wait, watch)?;
-        if self.side.as_mut().is_some_and(Side::was_fed) {
+        if self.detour.as_mut().is_some_and(WorkerDetour::was_fed) {
             // What answers the frames that were sent.
             self.receive(watch)?;
         }
@@ -196,8 +196,8 @@ impl Worker for NetWorker {
         if let Some(interest) = self.interest {
             watch.add(&*self.tap, TAP, interest)?;
         }
-        if let Some(side) = &mut self.side {
-            side.start(watch)?;
+        if let Some(detour) = &mut self.detour {
+            detour.start(watch)?;
         }
         self.obey()?;
         self.apply_settings(watch)
@@ -234,8 +234,8 @@ impl Worker for NetWorker {
                 self.obey()
             }
             DETOUR_TIMER => {
-                if let Some(side) = &mut self.side {
-                    side.on_timer();
+                if let Some(detour) = &mut self.detour {
+                    detour.on_timer();
                 }
                 self.receive(watch)
             }

@@ -15,7 +15,7 @@ use kindling_virtio_device::{Queue, WorkerError};
 use virtio_bindings::virtio_net::VIRTIO_NET_HDR_GSO_ECN;
 
 use super::held::Held;
-use super::{BATCH, Negotiated, Side, Wait};
+use super::{BATCH, Negotiated, Wait, WorkerDetour};
 use crate::{HEADER_BYTES, MAX_FRAME_BYTES, MIN_FRAME_BYTES, NetMetrics};
 
 /// Offset of `flags` in the header.
@@ -61,11 +61,11 @@ impl Receiver {
         &mut self,
         tap: &File,
         link_up: bool,
-        mut side: Option<&mut Side>,
+        mut detour: Option<&mut WorkerDetour>,
     ) -> Result<Wait, WorkerError> {
         self.queue.begin_batch();
-        let wait = self.batch(tap, link_up, side.as_deref_mut())?;
-        if wait == Wait::Tap && link_up && side.is_some_and(|side| side.is_due()) {
+        let wait = self.batch(tap, link_up, detour.as_deref_mut())?;
+        if wait == Wait::Tap && link_up && detour.is_some_and(|detour| detour.is_due()) {
             // The batch was full, and the tap might never be readable. Fails only when there is a kick already.
             let _ = self.queue.kick().write(1);
         }
@@ -90,7 +90,12 @@ impl Receiver {
         self.queue.publish();
     }
 
-    fn batch(&mut self, tap: &File, link_up: bool, mut side: Option<&mut Side>) -> Result<Wait, WorkerError> {
+    fn batch(
+        &mut self,
+        tap: &File,
+        link_up: bool,
+        mut detour: Option<&mut WorkerDetour>,
+    ) -> Result<Wait, WorkerError> {
         for _ in 0..BATCH {
             if self.waiting == 0 {
                 if let Some(bytes) = self.owed
@@ -107,7 +112,7 @@ impl Receiver {
                         return Ok(Wait::Driver);
                     }
                 }
-                let is_read = link_up && side.as_deref_mut().is_some_and(|side| self.read_side(side));
+                let is_read = link_up && detour.as_deref_mut().is_some_and(|detour| self.read_detour(detour));
                 match if is_read { Ok(()) } else { self.read(tap, link_up) } {
                     Ok(()) => {}
                     Err(error) => match error.raw_os_error() {
@@ -160,9 +165,9 @@ impl Receiver {
     }
 
     /// Reads a frame of the detour into our own memory; returns whether there was one.
-    fn read_side(&mut self, side: &mut Side) -> bool {
+    fn read_detour(&mut self, detour: &mut WorkerDetour) -> bool {
         let Some((header, room)) = self.own.split_first_chunk_mut::<HEADER_BYTES>() else { return false };
-        let Some(len) = side.next_frame(room) else { return false };
+        let Some(len) = detour.next_frame(room) else { return false };
         // Nothing is left for the driver to do.
         *header = [0; HEADER_BYTES];
         let len = len.saturating_add(HEADER_BYTES);

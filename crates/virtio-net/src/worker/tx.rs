@@ -6,7 +6,7 @@ use std::sync::Arc;
 use kindling_rate_limiter::Share;
 use kindling_virtio_device::{Chain, Queue, WorkerError};
 
-use super::{BATCH, Side, Wait};
+use super::{BATCH, Wait, WorkerDetour};
 use crate::{HEADER_BYTES, MAX_FRAME_BYTES, MIN_FRAME_BYTES, NetMetrics};
 
 pub(super) struct Transmitter {
@@ -33,7 +33,11 @@ impl Transmitter {
 
     /// Sends a batch of frames, to the tap or by the detour; drops them while there is no tap, which includes that the link is
     /// down.
-    pub fn run(&mut self, tap: Option<&File>, mut side: Option<&mut Side>) -> Result<Wait, WorkerError> {
+    pub fn run(
+        &mut self,
+        tap: Option<&File>,
+        mut detour: Option<&mut WorkerDetour>,
+    ) -> Result<Wait, WorkerError> {
         self.queue.begin_batch();
         let (mut frames, mut bytes) = (0_u64, 0_u64);
         let mut wait = Wait::Driver;
@@ -43,7 +47,7 @@ impl Transmitter {
                 break;
             }
             let len = u64::from(self.chain.readable.len()).saturating_sub(HEADER_BYTES as u64);
-            match self.send(tap, side.as_deref_mut(), len) {
+            match self.send(tap, detour.as_deref_mut(), len) {
                 Sent::Yes => {
                     frames = frames.saturating_add(1);
                     bytes = bytes.saturating_add(len);
@@ -74,7 +78,7 @@ impl Transmitter {
     }
 
     /// Sends the chain, whose frame has `len` bytes.
-    fn send(&mut self, tap: Option<&File>, side: Option<&mut Side>, len: u64) -> Sent {
+    fn send(&mut self, tap: Option<&File>, detour: Option<&mut WorkerDetour>, len: u64) -> Sent {
         if len < MIN_FRAME_BYTES as u64 || len > MAX_FRAME_BYTES as u64 {
             self.metrics.tx_dropped_size.increment();
             return Sent::Dropped;
@@ -87,10 +91,10 @@ impl Transmitter {
             self.metrics.tx_throttled.increment();
             return Sent::NotYet(Wait::Tokens);
         }
-        if let Some(side) = side
-            && side.wants(&self.chain.readable)
+        if let Some(detour) = detour
+            && detour.wants(&self.chain.readable)
         {
-            side.receive(&mut self.chain.readable);
+            detour.receive(&mut self.chain.readable);
             self.metrics.tx_detoured.increment();
             return Sent::Yes;
         }

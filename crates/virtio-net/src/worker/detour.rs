@@ -10,7 +10,7 @@ use super::DETOUR_TIMER;
 use crate::HEADER_BYTES;
 use crate::detour::SharedDetour;
 
-pub(crate) struct Side {
+pub(crate) struct WorkerDetour {
     shared: Arc<SharedDetour>,
     /// Whether the timer is this worker's business.
     has_timer: bool,
@@ -22,7 +22,7 @@ pub(crate) struct Side {
     is_fed: bool,
 }
 
-impl Side {
+impl WorkerDetour {
     pub fn new(shared: &Arc<SharedDetour>, has_timer: bool) -> Self {
         Self { shared: Arc::clone(shared), has_timer, frame: Vec::new(), is_due: false, is_fed: false }
     }
