@@ -25,7 +25,7 @@ const DISK: &str = "interrupts=0 scenario=blk queues=1 size=4096 depth=4 random=
 const NETWORK: &str = "interrupts=0 scenario=net size=64 depth=16 send=1";
 
 /// What is on the disk before the guest writes zeros to all of it.
-const UNWRITTEN: [u8; 1 << 20] = [0xff; 1 << 20];
+static UNWRITTEN: [u8; 1 << 20] = [0xff; 1 << 20];
 
 /// Has a client run a guest that does as `words` say until it is told to end, and waits until `is_seen` at the host.
 fn run(client: &str, words: &str, is_seen: fn(&Tap, &Path) -> bool) {
