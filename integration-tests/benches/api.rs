@@ -106,7 +106,7 @@ fn bench(rounds: usize) -> Result<()> {
         }
         monitor.run(&images.mark, "")?;
         still_clock(&monitor.child)?;
-        let resident = Resident::of(&monitor.child, GUEST_MIB)?;
+        let resident = Resident::of(monitor.child.id(), GUEST_MIB)?;
         println!("| {what} | {:.2} |", resident.own as f64 / f64::from(1 << 20));
     }
     Ok(())

@@ -139,7 +139,7 @@ fn start_to_mark(command: &mut Command) -> Result<(Cost, Resident)> {
         stdout.read_exact(&mut [0])?;
         let wall = start.elapsed();
         let processor = still_clock(&child)?;
-        Ok((Cost { wall, processor }, Resident::of(&child, GUEST_MIB)?))
+        Ok((Cost { wall, processor }, Resident::of(child.id(), GUEST_MIB)?))
     })();
     child.kill()?;
     wait(&child, false)?;

@@ -73,8 +73,8 @@ pub struct Resident {
 
 impl Resident {
     /// That of a process whose guest has so many MiB of RAM.
-    pub fn of(child: &Child, guest_mib: u64) -> Result<Self> {
-        let smaps = std::fs::read_to_string(format!("/proc/{}/smaps", child.id()))?;
+    pub fn of(pid: u32, guest_mib: u64) -> Result<Self> {
+        let smaps = std::fs::read_to_string(format!("/proc/{pid}/smaps"))?;
         let field = |line: &str, name: &str| -> Option<u64> {
             line.strip_prefix(name)?.trim().strip_suffix(" kB")?.parse().ok().map(|kib: u64| kib << 10)
         };

@@ -126,7 +126,7 @@ pub fn become_session_leader() -> io::Result<()> {
 }
 
 /// Turns -1 into the error in `errno`.
-pub(crate) fn check(result: libc::c_int) -> io::Result<()> {
+pub fn check(result: libc::c_int) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 

@@ -11,5 +11,6 @@ mod console;
 mod doctor;
 mod ending;
 mod machine;
+mod memory;
 mod process;
 mod serial;
