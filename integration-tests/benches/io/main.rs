@@ -2,8 +2,8 @@
 //!
 //!     cargo bench --package kindling-integration-tests --bench io [-- ROUNDS] [WORD] [firecracker=FILE]
 //!
-//! With a word, only groups with it in their names. QEMU's machine `microvm` is always among the monitors; Firecracker is
-//! if it is there, as the file named.
+//! With a word, only groups with it in their names. QEMU's machine `microvm` is always among the monitors, and `vmm` without
+//! its filters of system calls; Firecracker is if it is there, as the file named.
 //!
 //! A figure is taken in a nested host whose clock counts instructions, as those of the benchmark `boot` are: what the
 //! program in the guest, the guest's kernel, the monitor and the host's kernel execute for one operation. There is one
@@ -128,8 +128,9 @@ fn bench(arguments: &[String]) -> Result<String> {
     let root = root_image::prepare(&progress)?;
     let vmm = vmm_path().or_else(|_| VMM.build(&progress))?;
     let qemu = packages::find_program(QEMU.program)?;
-    let mut monitors =
-        vec![Monitor { kind: Kind::Vmm, program: vmm }, Monitor { kind: Kind::Qemu, program: qemu }];
+    let mut monitors = [(Kind::Vmm, vmm.clone()), (Kind::Unfiltered, vmm), (Kind::Qemu, qemu)]
+        .map(|(kind, program)| Monitor { kind, program })
+        .to_vec();
     monitors.append(&mut more);
 
     let me = std::env::current_exe().doing(|| "cannot find this program".to_owned())?;
@@ -139,8 +140,11 @@ fn bench(arguments: &[String]) -> Result<String> {
     files.extend([image.vmlinux(), image.initramfs(), root.clone()]);
     for monitor in &monitors {
         // A static program has no libraries to ask for.
-        let is_static = monitor.kind == Kind::Vmm;
-        if is_static { &mut files } else { &mut programs }.push(monitor.program.clone());
+        let is_static = matches!(monitor.kind, Kind::Vmm | Kind::Unfiltered);
+        let place = if is_static { &mut files } else { &mut programs };
+        if !place.contains(&monitor.program) {
+            place.push(monitor.program.clone());
+        }
     }
     let folder = tempfile::tempdir_in(target_dir()).doing(|| "cannot create a folder".to_owned())?;
     let host = CountingHost::new(folder.path(), &image, &programs, &files, LIMIT)?;

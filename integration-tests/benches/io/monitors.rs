@@ -14,6 +14,8 @@ use crate::work::Group;
 pub enum Kind {
     /// Ours.
     Vmm,
+    /// Ours without filters of system calls.
+    Unfiltered,
     /// QEMU with its machine `microvm`, all of it in user space.
     Qemu,
     /// Firecracker.
@@ -22,12 +24,13 @@ pub enum Kind {
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Vmm, Self::Qemu, Self::Firecracker];
+    pub const ALL: [Self; 4] = [Self::Vmm, Self::Unfiltered, Self::Qemu, Self::Firecracker];
 
     /// As in the table and on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Self::Vmm => "vmm",
+            Self::Unfiltered => "unfiltered",
             Self::Qemu => "QEMU",
             Self::Firecracker => "firecracker",
         }
@@ -80,6 +83,7 @@ impl Monitor {
         let builder = Guest::builder().program(&self.program);
         let builder = match self.kind {
             Kind::Vmm => vmm(builder, parts, attached),
+            Kind::Unfiltered => vmm(builder, parts, attached).arg("--no-seccomp"),
             Kind::Qemu => builder.arguments(qemu(parts, attached)),
             Kind::Firecracker => {
                 let [config, cpu] = ["firecracker.json", "cpu.json"].map(|name| folder.join(name));

@@ -35,8 +35,8 @@ const TIMER: u32 = 2;
 /// The engine has finished requests.
 const ENGINE: u32 = 3;
 
-/// How long the driver is left without what is done already while a batch goes on. An interrupt costs it less.
-const PUBLISH_AFTER: Duration = Duration::from_micros(50);
+/// How long the driver is left without what is done already while a batch goes on: some twenty times what an interrupt costs it.
+const PUBLISH_AFTER: Duration = Duration::from_micros(200);
 
 /// How long a batch goes on before the thread looks whether there is something else to do, such as to stop.
 const BATCH_TIME: Duration = Duration::from_millis(10);

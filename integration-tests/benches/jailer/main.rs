@@ -1,4 +1,5 @@
-//! What the jailer adds to a start: from before it is spawned to the first instruction of the program in the jail.
+//! What the jailer adds to a start: from before it is spawned to the first instruction of the program in the jail; and how
+//! many guests a second can be started through it and the API (`rate.rs`).
 //!
 //!     cargo bench --package kindling-integration-tests --bench jailer [-- ROUNDS]
 //!
@@ -9,15 +10,19 @@
 //! Wall time is until the line has come, processor time what the process says of itself in it: the clock goes on over
 //! `execve`. With `--new-pid-ns` that of the jailer, which is another process then, is added.
 
+mod rate;
+
 use std::fmt::Write as _;
 use std::io::{Error, Read, Result};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use kindling_integration_tests::bare_metal::{FLOOR, Images};
 use kindling_integration_tests::error::chain;
+use kindling_integration_tests::harness::vmm_path;
 use kindling_integration_tests::progress::Progress;
-use kindling_integration_tests::workspace::{JAIL_PROBE, JAILER};
+use kindling_integration_tests::workspace::{JAIL_PROBE, JAILER, VMM};
 
 const ROUNDS: usize = 50;
 const AT_A_TIME: [usize; 3] = [1, 5, 10];
@@ -98,7 +103,13 @@ fn bench(rounds: usize) -> std::result::Result<String, Box<dyn std::error::Error
             );
         }
     }
-    Ok(table)
+    let programs = rate::Programs {
+        jailer,
+        vmm: vmm_path().or_else(|_| VMM.build(&progress))?,
+        floor: FLOOR.build(&progress)?,
+        image: Images::build(&progress)?.exit,
+    };
+    Ok(format!("{table}\n{}", rate::table(&programs, &base, rounds.div_ceil(10))?))
 }
 
 /// What one start took.
