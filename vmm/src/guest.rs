@@ -11,6 +11,7 @@ use kindling_serial::terminal::RawMode;
 use kvm_ioctls::VcpuFd;
 
 use crate::backends::Controls;
+use crate::confinement::Confinement;
 use crate::console;
 use crate::devices::{EventDevice, IrqTrigger, KeyboardDevice};
 use crate::error::{Error, one_line};
@@ -50,8 +51,11 @@ impl Guest {
         prepared: &mut Prepared,
         outcome: &Arc<OutcomeSlot>,
     ) -> Result<Self, Error> {
+        // Before anything is opened for the guest: each thread is restricted when it starts.
+        let ruleset = prepared.landlock.allow(config).map_err(Error::host("make Landlock's rules"))?;
+        let confinement = Confinement::new(prepared.filters.clone(), ruleset);
         let Machine { vcpus, shared, console, keyboard, events, controls, keep } =
-            Machine::build(config, prepared, outcome)?;
+            Machine::build(config, prepared, &confinement, outcome)?;
         let raw_mode = console::enter_raw_mode(&console)?;
         // From now on, log lines come from threads that may not open anything.
         log_sink::prepare();
@@ -68,15 +72,15 @@ impl Guest {
         }
     }
 
-    /// Starts the threads, and lets them run the guest when all are there and this one is bound to its filter, too. It has
-    /// to be the last: what it starts afterwards could do no more than it.
+    /// Starts the threads, and lets them run the guest when all are there and this one is confined, too. It has to be
+    /// the last: what it starts afterwards could do no more than it.
     fn start_vcpus(&mut self, vcpus: Vec<VcpuFd>, shared: &Shared) -> Result<(), Error> {
         for (index, vcpu) in (0..=u8::MAX).zip(vcpus) {
             let thread =
                 Vcpu::start(index, vcpu, shared.clone()).map_err(Error::host("start a vCPU thread"))?;
             self.threads.push(thread);
         }
-        shared.filters.install(Thread::Vmm).map_err(Error::host("confine the main thread"))?;
+        shared.confinement.apply(Thread::Vmm).map_err(Error::host("confine the main thread"))?;
         self.gate.open();
         Ok(())
     }
