@@ -5,8 +5,8 @@
 //! later: files of disks, which `PATCH /drives` opens again, and the folders of sockets, which are removed at the end or which
 //! guests connect to. Everything else that Landlock knows is handled and not allowed.
 //!
-//! A thread restricts itself and what it starts later, so each does when it starts, and the main thread before the first vCPU
-//! runs: see [`Confinement`](crate::confinement::Confinement).
+//! A thread restricts itself and what it starts later, so each does when it starts, and the main thread when it has started all
+//! others: see [`Confinement`](crate::confinement::Confinement).
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -87,32 +87,34 @@ impl Landlock {
     ///
     /// When it is required, and this kernel has no Landlock or a version that is not [complete](COMPLETE_ABI).
     pub fn new(launch: &Launch) -> Result<Self, Error> {
-        let mut landlock = Landlock {
-            on: false,
-            lacks: None,
-            api_socket: launch.api.as_ref().map(|(path, _)| path.clone()),
-            leave_sockets: launch.leave_sockets,
-        };
-        if launch.landlock == Mode::Off {
-            return Ok(landlock);
-        }
-        match kernel_abi() {
-            Ok(version) => {
-                landlock.on = true;
-                if version < COMPLETE_ABI {
+        Self::on_kernel(launch, kernel_abi)
+    }
+
+    fn on_kernel(launch: &Launch, abi: impl FnOnce() -> io::Result<i64>) -> Result<Self, Error> {
+        let (on, lacks) = match launch.landlock {
+            Mode::Off => (false, None),
+            Mode::On | Mode::Require => match abi() {
+                Ok(COMPLETE_ABI..) => (true, None),
+                Ok(version) => {
                     let lacks = not_restricted(version);
-                    let line =
-                        format!("the kernel's Landlock, ABI version {version}, does not restrict {lacks}");
-                    landlock.lacks = Some(line);
+                    (
+                        true,
+                        Some(format!(
+                            "the kernel's Landlock, ABI version {version}, does not restrict {lacks}"
+                        )),
+                    )
                 }
-            }
-            Err(error) => landlock.lacks = Some(format!("the kernel has no Landlock: {error}")),
-        }
-        match &landlock.lacks {
-            Some(lacks) if launch.landlock == Mode::Require => {
-                Err(Error::configuration("--landlock", lacks.as_str()))
-            }
-            _ => Ok(landlock),
+                Err(error) => (false, Some(format!("the kernel has no Landlock: {error}"))),
+            },
+        };
+        match lacks {
+            Some(lacks) if launch.landlock == Mode::Require => Err(Error::configuration("--landlock", lacks)),
+            lacks => Ok(Landlock {
+                on,
+                lacks,
+                api_socket: launch.api.as_ref().map(|(path, _)| path.clone()),
+                leave_sockets: launch.leave_sockets,
+            }),
         }
     }
 

@@ -76,8 +76,8 @@ pub struct Keep {
 }
 
 impl Machine {
-    /// Builds the machine of `config`, which must be valid, with what is prepared of it. Threads of devices are confined
-    /// so; the end is reported to `outcome`.
+    /// Builds the machine of `config`, which must be valid, with what is prepared of it. Its threads are confined so, and
+    /// its end is reported to `outcome`.
     pub fn build(
         config: &VmConfig,
         prepared: &mut Prepared,
