@@ -12,6 +12,7 @@ use std::process::Command;
 use std::sync::mpsc::channel;
 use std::thread;
 
+use io_uring::{IoUring, opcode, types};
 use kindling_api::server::Limits;
 use kindling_api::{DriveConfig, SerialConfig, VsockConfig};
 use tempfile::TempDir;
@@ -138,6 +139,27 @@ fn disks_of_the_configuration_are_opened_again_as_they_may_be_and_nothing_else_i
         }
     });
     assert_eq!(fs::read_to_string(host.path("secret")).unwrap(), "content");
+}
+
+#[test]
+fn a_ring_opens_no_more_than_its_thread_does() {
+    if abi().is_none() {
+        return;
+    }
+    let host = Host::new(false);
+    host.attacked(|| {
+        // No filter of system calls sees what is asked of a ring.
+        let mut ring = IoUring::new(1).unwrap();
+        for (name, expected) in [("disk", 0), ("secret", -libc::EACCES)] {
+            let path = c_string(&host.path(name));
+            let entry = opcode::OpenAt::new(types::Fd(libc::AT_FDCWD), path.as_ptr()).flags(libc::O_RDONLY);
+            // SAFETY: the path is a string that ends in NUL and lives until the request is done.
+            unsafe { ring.submission().push(&entry.build()) }.unwrap();
+            ring.submit_and_wait(1).unwrap();
+            let result = ring.completion().next().unwrap().result();
+            assert_eq!(result.min(0), expected, "{name}");
+        }
+    });
 }
 
 #[test]
