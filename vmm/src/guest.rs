@@ -25,6 +25,9 @@ use crate::vcpu::{Shared, Vcpu};
 /// How long a pause waits for vCPUs and requests in flight. The event loop waits with it.
 const PAUSE_DEADLINE: Duration = Duration::from_secs(5);
 
+/// How long a start waits for the threads of vCPUs: beyond what a busy host takes.
+const START_DEADLINE: Duration = Duration::from_secs(60);
+
 /// A running guest.
 ///
 /// Fields are dropped in their order: the virtual machine after its vCPUs, and before the eventfds of its interrupt lines,
@@ -81,6 +84,14 @@ impl Guest {
             self.threads.push(thread);
         }
         shared.confinement.apply(Thread::Vmm).map_err(Error::host("confine the main thread"))?;
+        // One alone is confined before it enters the guest. Of several, none may enter before all are.
+        let count = self.threads.len();
+        if count > 1
+            && !self.gate.wait_for(count, Instant::now() + START_DEADLINE)
+            && !shared.outcome.is_set()
+        {
+            return Err(Error::host("start the vCPU threads")("they do not run"));
+        }
         self.gate.open();
         Ok(())
     }

@@ -61,6 +61,7 @@ impl Vcpu {
                         let outcome = Outcome::Unconfined { vcpu: index, detail: one_line(&error) };
                         log::error!("{outcome}");
                         shared.outcome.report(outcome);
+                        shared.gate.end();
                     }
                 }
                 fd
