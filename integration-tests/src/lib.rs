@@ -11,6 +11,7 @@ pub mod harness;
 pub mod init;
 pub mod job;
 pub mod kernel;
+pub mod landlock;
 pub mod measure;
 pub mod microvm;
 pub mod modules;

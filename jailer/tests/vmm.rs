@@ -15,6 +15,7 @@ use std::time::Instant;
 use common::{GID, LIMIT, Place, UID, give, wait};
 use kindling_integration_tests::bare_metal::Images;
 use kindling_integration_tests::harness::vmm_path;
+use kindling_integration_tests::landlock::is_complete;
 use kindling_integration_tests::progress::Progress;
 use kindling_integration_tests::workspace::VMM;
 
@@ -124,5 +125,34 @@ fn a_monitor_in_the_background_is_ended_by_a_signal_to_the_number_that_it_left()
         assert_eq!(unsafe { libc::kill(pid, libc::SIGTERM) }, 0);
         wait(|| fs::metadata(format!("/proc/{pid}/root")).is_err());
         fs::remove_file(socket).unwrap();
+    }
+}
+
+#[test]
+fn the_jail_and_landlock_hold_together() {
+    let Some(place) = place() else { return };
+    if !is_complete() {
+        return;
+    }
+    for disk in ["disk", "other"] {
+        let path = place.root().join(disk);
+        fs::write(&path, [0; 4096]).unwrap();
+        give(&path, UID, GID);
+    }
+    for (options, status) in [(&["--landlock"][..], "400"), (&[], "204")] {
+        let mut child = place.jailer_for(&[""; 0], options).stdout(Stdio::piped()).spawn().unwrap();
+        let socket = place.root().join("run/firecracker.socket");
+        let disk =
+            |path| format!(r#"{{"drive_id": "a", "is_root_device": false, "path_on_host": "{path}"}}"#);
+        request(&socket, "GET", "/", "");
+        put(&socket, "/drives/a", &disk("disk"));
+        start_guest(&socket, "spin");
+        for (path, status) in [("disk", "204"), ("other", status)] {
+            let change = format!(r#"{{"drive_id": "a", "path_on_host": "{path}"}}"#);
+            let answer = request(&socket, "PATCH", "/drives/a", &change);
+            assert!(answer.contains(&format!(" {status} ")), "{path}, {options:?}: {answer}");
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
     }
 }

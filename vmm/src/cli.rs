@@ -13,6 +13,7 @@ use kindling_api::{
 use kindling_seccomp_profiles::Level;
 
 use crate::device_options;
+use crate::landlock::Mode;
 
 const AFTER_HELP: &str = "\
 Exit codes:
@@ -91,6 +92,12 @@ pub struct Cli {
     /// Which system calls it may make.
     #[command(flatten)]
     pub seccomp: SeccompOptions,
+
+    /// Restrict the process to the files and sockets that its configuration names, once the guest starts: on, as far as the
+    /// kernel can; require, or do not start; off. Without MODE: on.
+    #[arg(long, value_name = "MODE", num_args = 0..=1, require_equals = true, default_value = "off",
+          default_missing_value = "on")]
+    pub landlock: Mode,
 
     /// What it is called and where it writes to.
     #[command(flatten)]
@@ -304,6 +311,12 @@ pub struct RunOptions {
     #[command(flatten)]
     pub seccomp: SeccompOptions,
 
+    /// Restrict the process to the files and sockets that its options name, once the guest starts: on, as far as the kernel
+    /// can; require, or do not start; off.
+    #[arg(long, value_name = "MODE", num_args = 0..=1, require_equals = true, default_value = "on",
+          default_missing_value = "on")]
+    pub landlock: Mode,
+
     /// What it is called and where it writes to.
     #[command(flatten)]
     pub instance: InstanceOptions,
@@ -398,6 +411,7 @@ mod tests {
             (&["vmm", "--no-api"], "--config-file"),
             (&["vmm", "--id", "a_b"], "--id"),
             (&["vmm", "--seccomp-level", "3"], "--seccomp-level"),
+            (&["vmm", "--landlock=maybe"], "--landlock"),
             (&["vmm", "--no-seccomp", "--seccomp-level", "1"], "--seccomp-level"),
             (&["vmm", "--no-seccomp", "--seccomp-filter", "f"], "--seccomp-filter"),
             (&["vmm", "seccomp", "compile", "--output", "f"], "--input"),
@@ -418,11 +432,32 @@ mod tests {
             &["vmm", "run", "--memory=2G", "--smt", "--kernel=k", "--cmdline=-- a b", "--cpus", "3"],
             &["vmm", "run", "--kernel", "k", "--serial", "pty", "--level", "Debug", "--show-level"],
             &["vmm", "run", "--kernel", "k", "--no-seccomp"],
+            &["vmm", "run", "--landlock=require", "--kernel", "k"],
             &["vmm", "run", "--kernel", "k", "--seccomp-level", "1"],
         ] {
             let whole = Task::from(Cli::try_parse_from(arguments).unwrap());
             let parsed = parse(arguments.iter().map(OsString::from)).unwrap();
             assert_eq!(format!("{parsed:?}"), format!("{whole:?}"));
+        }
+    }
+
+    #[test]
+    fn landlock_is_on_where_there_is_no_jail() {
+        let mode = |arguments: &[&str]| match parse(arguments.iter().map(OsString::from)) {
+            Ok(Task::Run(options)) => options.landlock,
+            Ok(Task::Serve(options)) => options.landlock,
+            other => panic!("{other:?}"),
+        };
+        let run = ["vmm", "run", "--kernel", "k"];
+        assert_eq!((mode(&["vmm"]), mode(&run)), (Mode::Off, Mode::On));
+        for (option, expected) in [
+            ("--landlock", Mode::On),
+            ("--landlock=on", Mode::On),
+            ("--landlock=require", Mode::Require),
+            ("--landlock=off", Mode::Off),
+        ] {
+            assert_eq!(mode(&["vmm", option]), expected);
+            assert_eq!(mode(&[&run[..], &[option]].concat()), expected);
         }
     }
 

@@ -11,6 +11,7 @@ use serde_json::json;
 
 use crate::error::{Error, one_line};
 use crate::guest::Guest;
+use crate::landlock::Landlock;
 use crate::outcome::OutcomeSlot;
 use crate::prepared::Prepared;
 use crate::telemetry::Telemetry;
@@ -34,8 +35,13 @@ pub struct Controller {
 
 impl Controller {
     /// The machine of `launch`, with its guest started if that is wanted. The guest's end is reported to `outcome`.
-    pub fn new(launch: Launch, outcome: Arc<OutcomeSlot>, telemetry: Telemetry) -> Result<Self, Error> {
-        let prepared = Prepared::new(&launch)?;
+    pub fn new(
+        launch: Launch,
+        landlock: Landlock,
+        outcome: Arc<OutcomeSlot>,
+        telemetry: Telemetry,
+    ) -> Result<Self, Error> {
+        let prepared = Prepared::new(&launch, landlock)?;
         let started = launch.started;
         let config = launch.config;
         let mut controller = Controller { config, prepared, guest: None, paused: false, outcome, telemetry };
@@ -220,8 +226,9 @@ impl Controller {
                 .press_power_button()
                 .map_err(|error| Fault::bad_request(one_line(&error))),
             Action::PatchDrive(patch) => {
+                let restricted = self.prepared.landlock.is_on();
                 let (config, controls) = self.live()?;
-                live::patch_drive(config, controls, &patch)
+                live::patch_drive(config, controls, &patch, restricted)
             }
             Action::PatchNetworkInterface(patch) => {
                 let (config, controls) = self.live()?;

@@ -54,12 +54,12 @@ impl Gate {
         self.set(ENDED);
     }
 
-    /// Waits until `count` threads rest, until `deadline` at most. Returns whether they do.
+    /// Waits until `count` threads rest, until `deadline` or the end at most. Returns whether they do.
     pub fn wait_for(&self, count: usize, deadline: Instant) -> bool {
         let mut resting = lock(&self.resting);
         while *resting < count {
             let rest = deadline.saturating_duration_since(Instant::now());
-            if rest.is_zero() {
+            if rest.is_zero() || self.state.load(Ordering::SeqCst) == ENDED {
                 return false;
             }
             let waited = self.changed.wait_timeout(resting, rest);
@@ -115,6 +115,7 @@ mod tests {
         assert!(gate.wait_for(3, soon()));
         assert!(!gate.wait_for(4, Instant::now()));
         gate.end();
+        assert!(!gate.wait_for(4, soon()));
         for thread in threads {
             assert!(thread.join().unwrap() >= 1);
         }

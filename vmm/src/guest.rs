@@ -11,6 +11,7 @@ use kindling_serial::terminal::RawMode;
 use kvm_ioctls::VcpuFd;
 
 use crate::backends::Controls;
+use crate::confinement::Confinement;
 use crate::console;
 use crate::devices::{EventDevice, IrqTrigger, KeyboardDevice};
 use crate::error::{Error, one_line};
@@ -23,6 +24,9 @@ use crate::vcpu::{Shared, Vcpu};
 
 /// How long a pause waits for vCPUs and requests in flight. The event loop waits with it.
 const PAUSE_DEADLINE: Duration = Duration::from_secs(5);
+
+/// How long a start waits for the threads of vCPUs: beyond what a busy host takes.
+const START_DEADLINE: Duration = Duration::from_secs(60);
 
 /// A running guest.
 ///
@@ -50,8 +54,11 @@ impl Guest {
         prepared: &mut Prepared,
         outcome: &Arc<OutcomeSlot>,
     ) -> Result<Self, Error> {
+        // Before anything is opened for the guest: each thread is restricted when it starts.
+        let ruleset = prepared.landlock.allow(config).map_err(Error::host("make Landlock's rules"))?;
+        let confinement = Confinement::new(prepared.filters.clone(), ruleset);
         let Machine { vcpus, shared, console, keyboard, events, controls, keep } =
-            Machine::build(config, prepared, outcome)?;
+            Machine::build(config, prepared, &confinement, outcome)?;
         let raw_mode = console::enter_raw_mode(&console)?;
         // From now on, log lines come from threads that may not open anything.
         log_sink::prepare();
@@ -68,15 +75,23 @@ impl Guest {
         }
     }
 
-    /// Starts the threads, and lets them run the guest when all are there and this one is bound to its filter, too. It has
-    /// to be the last: what it starts afterwards could do no more than it.
+    /// Starts the threads, and lets them run the guest when all are there and this one is confined, too. It has to be
+    /// the last: what it starts afterwards could do no more than it.
     fn start_vcpus(&mut self, vcpus: Vec<VcpuFd>, shared: &Shared) -> Result<(), Error> {
         for (index, vcpu) in (0..=u8::MAX).zip(vcpus) {
             let thread =
                 Vcpu::start(index, vcpu, shared.clone()).map_err(Error::host("start a vCPU thread"))?;
             self.threads.push(thread);
         }
-        shared.filters.install(Thread::Vmm).map_err(Error::host("confine the main thread"))?;
+        shared.confinement.apply(Thread::Vmm).map_err(Error::host("confine the main thread"))?;
+        // One alone is confined before it enters the guest. Of several, none may enter before all are.
+        let count = self.threads.len();
+        if count > 1
+            && !self.gate.wait_for(count, Instant::now() + START_DEADLINE)
+            && !shared.outcome.is_set()
+        {
+            return Err(Error::host("start the vCPU threads")("they do not run"));
+        }
         self.gate.open();
         Ok(())
     }

@@ -9,6 +9,7 @@
 
 mod backends;
 mod boot_timer;
+mod confinement;
 mod console;
 mod controller;
 mod devices;
@@ -35,10 +36,10 @@ pub mod clock;
 pub mod device_options;
 pub mod doctor;
 pub mod error;
+pub mod landlock;
 pub mod outcome;
 pub mod start;
 
-use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -49,9 +50,11 @@ use kindling_serial::terminal;
 use serde_json::Value;
 
 use crate::clock::StartTimes;
+use crate::confinement::Confinement;
 pub use crate::controller::API_LEVEL;
 use crate::controller::Controller;
 use crate::error::Error;
+use crate::landlock::{Landlock, Mode};
 use crate::outcome::{Outcome, OutcomeSlot};
 use crate::signals::EndingSignals;
 use crate::telemetry::Telemetry;
@@ -79,6 +82,9 @@ pub struct Launch {
     pub leave_sockets: bool,
     /// Which system calls threads may make once guest code can run.
     pub filters: Filters,
+    /// Whether its threads are restricted to the files and sockets that its configuration names, as soon as guest code can
+    /// run.
+    pub landlock: Mode,
 }
 
 impl Launch {
@@ -95,14 +101,15 @@ impl Launch {
             started: StartTimes::new(None, None, None),
             leave_sockets: false,
             filters: Filters::embedded(Level::default()),
+            landlock: Mode::Off,
         }
     }
 }
 
 /// Serves the API and runs a guest, as `launch` asks for, until the guest or the process is to end.
 ///
-/// The calling thread is bound to its filter of system calls when the guest starts, for good. SIGSYS has a handler from then on
-/// that says which call was forbidden, and ends the process.
+/// When the guest starts, the calling thread is restricted by Landlock, if that is asked for, and bound to its filter of system
+/// calls, for good. SIGSYS has a handler from then on that says which call was forbidden, and ends the process.
 ///
 /// Serves the signals that end the process (SIGTERM, SIGINT, SIGHUP, SIGQUIT) itself for as long as it runs, and ignores
 /// SIGXFSZ from then on. When this returns, every thread has ended but those of devices that hang, the terminal is as it
@@ -113,6 +120,7 @@ impl Launch {
 /// When the guest could not be started, or the host failed to go on.
 pub fn run(launch: Launch) -> Result<Outcome, Error> {
     log_sink::install();
+    let landlock = Landlock::new(&launch)?;
     if launch.id != cli::DEFAULT_ID {
         log_sink::set_id(&launch.id);
     }
@@ -128,9 +136,9 @@ pub fn run(launch: Launch) -> Result<Outcome, Error> {
         Some((path, limits)) => {
             let server =
                 Server::bind(path, *limits).map_err(|error| Error::configuration("--api-sock", error))?;
-            let filters = launch.filters.clone();
-            let confine = move || filters.install(Thread::Api).map_err(io::Error::other);
-            Some(server.start(confine).map_err(Error::host("serve the API"))?)
+            let ruleset = landlock.deny_all().map_err(Error::host("make Landlock's rules"))?;
+            let confinement = Confinement::new(launch.filters.clone(), ruleset);
+            Some(server.start(move || confinement.apply(Thread::Api)).map_err(Error::host("serve the API"))?)
         }
         None => None,
     };
@@ -138,7 +146,7 @@ pub fn run(launch: Launch) -> Result<Outcome, Error> {
     let metrics = requests.as_ref().map(Requests::metrics);
     let leave_sockets = launch.leave_sockets;
     let telemetry = Telemetry::new(launch.id.clone(), metrics.zip(events));
-    let mut controller = Controller::new(launch, Arc::clone(&outcome), telemetry)?;
+    let mut controller = Controller::new(launch, landlock, Arc::clone(&outcome), telemetry)?;
     let result = event_loop::run(&outcome, &mut signals, &mut controller, requests.as_ref());
     if leave_sockets {
         controller.leave_sockets();

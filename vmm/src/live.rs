@@ -1,12 +1,14 @@
 //! Changes of a guest's devices while it runs: each is done whole or not at all, and the configuration follows.
 
 use std::fmt::Display;
+use std::io;
 
 use kindling_api::{
     BalloonConfig, BalloonPatch, BalloonStatisticsPatch, DrivePatch, Fault, FieldError,
     NetworkInterfacePatch, VmConfig,
 };
 use kindling_virtio_balloon::Control as BalloonControl;
+use kindling_virtio_blk as blk;
 use serde_json::{Map, Value, json};
 
 use crate::backends::{Controls, updates};
@@ -22,8 +24,13 @@ fn at<E: std::error::Error>(name: &'static str) -> impl FnOnce(E) -> Fault {
     move |error| field(name, one_line(&error))
 }
 
-/// `PATCH /drives/{drive_id}`.
-pub fn patch_drive(config: &mut VmConfig, controls: &Controls, patch: &DrivePatch) -> Result<(), Fault> {
+/// `PATCH /drives/{drive_id}`, in a process that Landlock restricts or does not.
+pub fn patch_drive(
+    config: &mut VmConfig,
+    controls: &Controls,
+    patch: &DrivePatch,
+    restricted: bool,
+) -> Result<(), Fault> {
     let drive = config.drives.iter_mut().find(|drive| drive.drive_id == patch.drive_id);
     let (Some(drive), Some(control)) = (drive, controls.drives.get(&patch.drive_id)) else {
         return Err(Fault::not_found(format!("there is no drive {:?}", patch.drive_id)));
@@ -32,7 +39,7 @@ pub fn patch_drive(config: &mut VmConfig, controls: &Controls, patch: &DrivePatc
         return Err(Fault::bad_request("the body must have path_on_host or rate_limiter"));
     }
     if let Some(path) = &patch.path_on_host {
-        control.set_path(path).map_err(at("path_on_host"))?;
+        control.set_path(path).map_err(|error| field("path_on_host", why_not_opened(&error, restricted)))?;
     }
     let (bandwidth, ops) = updates(patch.rate_limiter.as_ref());
     if let Err(error) = control.set_limits(bandwidth, ops) {
@@ -47,6 +54,19 @@ pub fn patch_drive(config: &mut VmConfig, controls: &Controls, patch: &DrivePatc
         drive.rate_limiter = limiter.over(drive.rate_limiter);
     }
     Ok(())
+}
+
+/// Why a disk's new file cannot be used. The system has one answer for what permissions and what Landlock forbid.
+fn why_not_opened(error: &blk::Error, restricted: bool) -> String {
+    let line = one_line(error);
+    match error {
+        blk::Error::Open { source, .. } if restricted && source.kind() == io::ErrorKind::PermissionDenied => {
+            format!(
+                "{line}; with --landlock, a running guest's disks can only be files that its configuration named"
+            )
+        }
+        _ => line,
+    }
 }
 
 /// `PATCH /network-interfaces/{iface_id}`.

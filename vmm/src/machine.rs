@@ -25,6 +25,7 @@ use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 use crate::backends::{self, Controls};
+use crate::confinement::Confinement;
 use crate::devices::{self, EVENT_GSI, EventDevice, I8042_GSI, IrqTrigger, KeyboardDevice, SERIAL_GSI};
 use crate::error::{Error, one_line};
 use crate::outcome::OutcomeSlot;
@@ -75,10 +76,12 @@ pub struct Keep {
 }
 
 impl Machine {
-    /// Builds the machine of `config`, which must be valid, with what is prepared of it. Its end is reported to `outcome`.
+    /// Builds the machine of `config`, which must be valid, with what is prepared of it. Its threads are confined so, and
+    /// its end is reported to `outcome`.
     pub fn build(
         config: &VmConfig,
         prepared: &mut Prepared,
+        confinement: &Confinement,
         outcome: &Arc<OutcomeSlot>,
     ) -> Result<Self, Error> {
         let boot_source = config.boot_source()?;
@@ -103,7 +106,7 @@ impl Machine {
             mmio: Arc::new(Bus::new()),
             outcome: Arc::clone(outcome),
             gate: Arc::default(),
-            filters: prepared.filters.clone(),
+            confinement: confinement.clone(),
         };
         let backend = match prepared.serial.take() {
             Some(backend) => backend,
@@ -123,7 +126,7 @@ impl Machine {
         }
         let events = devices::add_event_device(&shared.ports, irq_trigger(&vm, EVENT_GSI)?)?;
 
-        let mut devices = Registry::new(prepared.filters.clone());
+        let mut devices = Registry::new(confinement.clone());
         let lines = IrqAllocator::new(FIRST_FREE_GSI, IOAPIC_PINS - FIRST_FREE_GSI)
             .map_err(Error::host("set up interrupt lines"))?;
         let place = registry::Machine { vm: &vm, mmio: &shared.mmio, lines: &lines, memory: &memory };

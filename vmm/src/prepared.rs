@@ -13,6 +13,7 @@ use kindling_serial::Backend;
 use crate::backends::OpenDevices;
 use crate::clock::StartTimes;
 use crate::error::Error;
+use crate::landlock::Landlock;
 use crate::metadata::Metadata;
 use crate::{Launch, console};
 
@@ -31,6 +32,8 @@ pub struct Prepared {
     pub boot_timer: Option<StartTimes>,
     /// Which system calls the monitor's threads may make while it runs.
     pub filters: Filters,
+    /// Whether they are restricted to the files and sockets that the configuration names.
+    pub landlock: Landlock,
 }
 
 /// Kernel and initial RAM disk.
@@ -43,7 +46,7 @@ pub struct Images {
 
 impl Prepared {
     /// What `launch` gives a guest.
-    pub fn new(launch: &Launch) -> Result<Self, Error> {
+    pub fn new(launch: &Launch, landlock: Landlock) -> Result<Self, Error> {
         let mut metadata = Metadata::new(launch.metadata_limit);
         let put = launch.metadata.clone().map_or(Ok(()), |document| metadata.put(document));
         put.map_err(|cause| Error::configuration("--metadata", cause))?;
@@ -57,6 +60,7 @@ impl Prepared {
             devices: OpenDevices::default(),
             boot_timer: launch.boot_timer.then_some(launch.started),
             filters: launch.filters.clone(),
+            landlock,
         })
     }
 

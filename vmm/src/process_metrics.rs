@@ -1,6 +1,7 @@
 //! What the monitor's process itself uses, asked of the system when somebody reads it.
 
-use std::fs;
+use std::fs::File;
+use std::io::{self, Read, Seek};
 use std::time::Instant;
 
 use kindling_metrics::{Metrics, Value};
@@ -9,12 +10,22 @@ use kindling_metrics::{Metrics, Value};
 #[derive(Debug)]
 pub struct ProcessMetrics {
     started: Instant,
+    /// Open for good: once the process is restricted, it can open nothing in `/proc`.
+    stat: Option<File>,
 }
 
 impl ProcessMetrics {
     /// For a process that started at the moment `started`.
     pub fn new(started: Instant) -> Self {
-        Self { started }
+        Self { started, stat: File::open("/proc/self/stat").ok() }
+    }
+
+    fn stat(&self) -> io::Result<String> {
+        let mut stat = self.stat.as_ref().ok_or(io::ErrorKind::NotFound)?;
+        let mut text = String::new();
+        stat.rewind()?;
+        stat.read_to_string(&mut text)?;
+        Ok(text)
     }
 }
 
@@ -23,7 +34,7 @@ impl Metrics for ProcessMetrics {
     fn visit(&self, visit: &mut dyn FnMut(&'static str, &'static str, Value)) {
         let uptime = Value::Gauge(self.started.elapsed().as_secs());
         visit("uptime_seconds", "Seconds since the monitor started.", uptime);
-        let Some(usage) = fs::read_to_string("/proc/self/stat").ok().as_deref().and_then(Usage::parse) else {
+        let Some(usage) = self.stat().ok().as_deref().and_then(Usage::parse) else {
             return;
         };
         visit("threads", "Threads of the monitor.", Value::Gauge(usage.threads));

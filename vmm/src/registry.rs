@@ -14,13 +14,14 @@ use kindling_device_bus::{Bus, BusDevice};
 use kindling_irq_allocator::{IrqAllocator, IrqLine};
 use kindling_memory_layout::x86_64::VIRTIO_MMIO;
 use kindling_metrics::Group;
-use kindling_seccomp_profiles::{Filters, Thread};
+use kindling_seccomp_profiles::Thread;
 use kindling_virtio_device::{Device, GuestMemory, WorkerSlot, WorkerThread, Workers};
 use kindling_virtio_transport::mmio::{QUEUE_NOTIFY, WINDOW_SIZE};
 use kindling_virtio_transport::{MmioTransport, Transport};
 use kvm_ioctls::{IoEventAddress, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::confinement::Confinement;
 use crate::error::{Error, one_line};
 
 /// How long the end of a guest waits for requests in flight.
@@ -43,8 +44,8 @@ pub struct Machine<'a> {
 
 /// The virtio devices of one machine.
 pub struct Registry {
-    /// Which system calls the threads of devices may make.
-    filters: Filters,
+    /// What the threads of devices may do.
+    confinement: Confinement,
     devices: Vec<Attached>,
     /// The thread of all devices that do little.
     quiet: Option<WorkerThread>,
@@ -63,9 +64,9 @@ struct Attached {
 }
 
 impl Registry {
-    /// No devices. The threads of those that come are bound to `filters`.
-    pub fn new(filters: Filters) -> Self {
-        Registry { filters, devices: Vec::new(), quiet: None, lines: BTreeMap::new() }
+    /// No devices. The threads of those that come are confined so.
+    pub fn new(confinement: Confinement) -> Self {
+        Registry { confinement, devices: Vec::new(), quiet: None, lines: BTreeMap::new() }
     }
 
     /// Shows `device` to the guest from now on.
@@ -113,9 +114,9 @@ impl Registry {
     /// Places for a device's workers, on threads of their own or on the shared one.
     fn slots(&mut self, id: &str, workers: Workers) -> Result<Vec<WorkerSlot>, Error> {
         let spawn = |name: &str| {
-            let filters = self.filters.clone();
-            let confine = move || filters.install(Thread::Io).map_err(io::Error::other);
-            WorkerThread::spawn(name, confine).map_err(Error::host("start a virtio device's thread"))
+            let confinement = self.confinement.clone();
+            WorkerThread::spawn(name, move || confinement.apply(Thread::Io))
+                .map_err(Error::host("start a virtio device's thread"))
         };
         match workers {
             Workers::Own(1) => Ok(vec![spawn(&format!("io {id}"))?.slot()]),

@@ -57,6 +57,7 @@ pub fn run(options: &RunOptions) -> Result<Outcome, Error> {
         Ok(Launch {
             start: true,
             filters: filters(&options.seccomp)?,
+            landlock: options.landlock,
             api: options.api_sock.clone().map(|path| (path, Limits::default())),
             ..Launch::new(options.instance.id.clone(), configuration(options)?)
         })
@@ -91,6 +92,7 @@ pub fn serve(options: &Cli) -> Result<Outcome, Error> {
         ),
         leave_sockets: true,
         filters: filters(&options.seccomp)?,
+        landlock: options.landlock,
         ..Launch::new(options.instance.id.clone(), config)
     })
 }

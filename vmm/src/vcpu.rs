@@ -10,13 +10,14 @@ use std::sync::atomic::{AtomicU8, Ordering, fence};
 use std::thread::JoinHandle;
 
 use kindling_device_bus::Bus;
-use kindling_seccomp_profiles::{Filters, Thread};
+use kindling_seccomp_profiles::Thread;
 use kvm_bindings::{
     KVM_INTERNAL_ERROR_EMULATION, KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN,
 };
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vmm_sys_util::signal::Killable;
 
+use crate::confinement::Confinement;
 use crate::error::one_line;
 use crate::gate::Gate;
 use crate::outcome::{Outcome, OutcomeSlot};
@@ -36,8 +37,8 @@ pub struct Shared {
     pub outcome: Arc<OutcomeSlot>,
     /// Whether they run.
     pub gate: Arc<Gate>,
-    /// Which system calls they may make.
-    pub filters: Filters,
+    /// What they may do.
+    pub confinement: Confinement,
 }
 
 /// A running vCPU thread.
@@ -54,12 +55,13 @@ impl Vcpu {
             .name(format!("vcpu {index}"))
             .stack_size(STACK_BYTES)
             .spawn(move || {
-                match shared.filters.install(Thread::Vcpu) {
+                match shared.confinement.apply(Thread::Vcpu) {
                     Ok(()) => Runner { index, fd: &mut fd, shared: &shared }.run(),
                     Err(error) => {
                         let outcome = Outcome::Unconfined { vcpu: index, detail: one_line(&error) };
                         log::error!("{outcome}");
                         shared.outcome.report(outcome);
+                        shared.gate.end();
                     }
                 }
                 fd

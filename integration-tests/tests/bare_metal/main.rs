@@ -10,6 +10,8 @@ mod confinement;
 mod console;
 mod doctor;
 mod ending;
+mod intruder;
+mod landlock;
 mod machine;
 mod memory;
 mod process;

@@ -7,6 +7,7 @@ use std::io;
 use std::ptr;
 
 use super::{Check, Status};
+use crate::landlock::{COMPLETE_ABI, kernel_abi, not_restricted};
 
 /// Free memory below which even a small guest is in doubt, in MiB.
 const MEMORY_WANTED_MIB: u64 = 256;
@@ -23,7 +24,7 @@ pub(super) fn check(checks: &mut Vec<Check>) {
     checks.push(vhost("vhost-net", "network devices served by the kernel", open_device("/dev/vhost-net")));
     checks.push(vhost("vhost-vsock", "vsock served by the kernel", open_device("/dev/vhost-vsock")));
     checks.push(io_uring(&io_uring_errno(), &read("/proc/sys/kernel/io_uring_disabled")));
-    checks.push(landlock(landlock_abi()));
+    checks.push(landlock(kernel_abi()));
 }
 
 /// A file that is absent or closed reads as empty, which every check takes for "not known" or "not there".
@@ -178,25 +179,24 @@ fn io_uring(error: &io::Error, sysctl: &str) -> Check {
     Check::with_advice(NAME, Status::Warn, format!("{detail}; {EFFECT}"), advice)
 }
 
-/// The version of Landlock that the kernel offers.
-fn landlock_abi() -> io::Result<i64> {
-    const LANDLOCK_CREATE_RULESET_VERSION: u32 = 1;
-    let attributes = ptr::null::<libc::c_void>();
-    // SAFETY: with this flag, landlock_create_ruleset takes no attributes, creates nothing and gives a number.
-    let version = unsafe {
-        libc::syscall(libc::SYS_landlock_create_ruleset, attributes, 0usize, LANDLOCK_CREATE_RULESET_VERSION)
-    };
-    if version < 0 { Err(io::Error::last_os_error()) } else { Ok(version) }
-}
-
 fn landlock(abi: io::Result<i64>) -> Check {
+    const NAME: &str = "landlock";
     match abi {
-        Ok(version) => Check::ok("landlock", format!("ABI version {version}")),
+        Ok(version) => {
+            let lacks = not_restricted(version);
+            let but = if lacks.is_empty() { "" } else { ", which does not restrict " };
+            let detail = format!("ABI version {version}{but}{lacks}");
+            if version < COMPLETE_ABI {
+                Check::with_advice(NAME, Status::Warn, detail, "use a host kernel from 6.12 on")
+            } else {
+                Check::ok(NAME, detail)
+            }
+        }
         Err(error) => Check::with_advice(
-            "landlock",
+            NAME,
             Status::Warn,
-            format!("not available ({error}); file access cannot be confined by it"),
-            "use a host kernel from 5.13 on with CONFIG_SECURITY_LANDLOCK, and landlock in its lsm= list",
+            format!("not available ({error}); `vmm run` is not restricted to its files"),
+            "use a host kernel from 6.12 on with CONFIG_SECURITY_LANDLOCK, and landlock in its lsm= list",
         ),
     }
 }
@@ -268,8 +268,13 @@ mod tests {
     }
 
     #[test]
-    fn a_kernel_without_landlock_is_a_warning() {
-        assert_eq!(landlock(Ok(6)), Check::ok("landlock", "ABI version 6"));
+    fn a_kernel_without_landlock_or_with_an_old_one_is_a_warning() {
+        let full = "ABI version 10";
+        assert_eq!(landlock(Ok(10)), Check::ok("landlock", full));
+        let check = landlock(Ok(7));
+        assert_eq!(check.status, Status::Ok);
+        assert!(check.detail.ends_with("does not restrict connecting to Unix sockets, UDP"), "{check:?}");
+        assert_eq!(landlock(Ok(5)).status, Status::Warn);
         assert_eq!(landlock(Err(error(libc::EOPNOTSUPP))).status, Status::Warn);
     }
 }
