@@ -40,13 +40,13 @@ pub fn run(
     outcome: &Arc<OutcomeSlot>,
     signals: &mut EndingSignals,
     controller: &mut Controller,
-    requests: Option<&Requests>,
+    mut requests: Option<&mut Requests>,
 ) -> Result<Outcome, Error> {
     let watch = Watch(Epoll::new().map_err(Error::host("create the event loop"))?);
     watch.add(outcome.event(), ENDING)?;
     watch.add(signals, SIGNALS)?;
-    if let Some(requests) = requests {
-        watch.add(requests, REQUESTS)?;
+    if let Some(requests) = &requests {
+        watch.add(*requests, REQUESTS)?;
     }
     let mut has_console = false;
     let mut events = [EpollEvent::default(); EVENTS];
@@ -84,7 +84,7 @@ pub fn run(
                 }
                 REQUESTS => {
                     // One at a time: between two requests, the rest has its turn.
-                    if let Some(request) = requests.and_then(Requests::next) {
+                    if let Some(request) = requests.as_mut().and_then(|requests| requests.next()) {
                         controller.serve(request);
                     }
                 }

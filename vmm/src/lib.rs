@@ -142,12 +142,12 @@ pub fn run(launch: Launch) -> Result<Outcome, Error> {
         }
         None => None,
     };
-    let (requests, events) = api.unzip();
+    let (mut requests, events) = api.unzip();
     let metrics = requests.as_ref().map(Requests::metrics);
     let leave_sockets = launch.leave_sockets;
     let telemetry = Telemetry::new(launch.id.clone(), metrics.zip(events));
     let mut controller = Controller::new(launch, landlock, Arc::clone(&outcome), telemetry)?;
-    let result = event_loop::run(&outcome, &mut signals, &mut controller, requests.as_ref());
+    let result = event_loop::run(&outcome, &mut signals, &mut controller, requests.as_mut());
     if leave_sockets {
         controller.leave_sockets();
     }

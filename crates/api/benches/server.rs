@@ -16,7 +16,7 @@ use kindling_api::server::{Limits, Requests, Server};
 const ANSWER: &[u8] = b"HTTP/1.1 204 No Content\r\n\r\n";
 
 /// Answers everything until the benchmark's process ends.
-fn serve(requests: &Requests) {
+fn serve(requests: &mut Requests) {
     loop {
         let mut poll = libc::pollfd { fd: requests.as_raw_fd(), events: libc::POLLIN, revents: 0 };
         // SAFETY: one entry, which lives across the call.
@@ -48,8 +48,8 @@ fn requests(criterion: &mut Criterion) {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("socket");
     let server = Server::bind(&path, Limits::default()).expect("a socket");
-    let (requests, _events) = server.start(|| Ok(())).expect("a server");
-    thread::spawn(move || serve(&requests));
+    let (mut requests, _events) = server.start(|| Ok(())).expect("a server");
+    thread::spawn(move || serve(&mut requests));
 
     let mut group = criterion.benchmark_group("request");
     let get = b"GET /version HTTP/1.1\r\n\r\n";

@@ -43,7 +43,7 @@ impl Machine for FakeMachine {
 
 fn main() -> Result<(), Box<dyn Error>> {
     let path = std::env::args_os().nth(1).ok_or("usage: fake_machine SOCKET")?;
-    let (requests, events) = Server::bind(path.as_ref(), Limits::default())?.start(|| Ok(()))?;
+    let (mut requests, events) = Server::bind(path.as_ref(), Limits::default())?.start(|| Ok(()))?;
     let mut machine = FakeMachine { phase: Phase::NotStarted, config: VmConfig::default() };
 
     let epoll = Epoll::new()?;

@@ -23,8 +23,8 @@ static PATH: LazyLock<PathBuf> = LazyLock::new(|| {
     let path = std::env::temp_dir().join(format!("kindling-api-fuzz-{}", std::process::id()));
     let limits = Limits { body: 1000, connections: 10 };
     let server = Server::bind(&path, limits).and_then(|server| server.start(|| Ok(())));
-    let Ok((requests, _)) = server else { std::process::abort() };
-    std::thread::spawn(move || serve(&requests));
+    let Ok((mut requests, _)) = server else { std::process::abort() };
+    std::thread::spawn(move || serve(&mut requests));
     // SAFETY: the first may be called at the end of the process; the second changes what Rust's `main`, which is not here,
     // changes as well.
     unsafe {
@@ -38,7 +38,7 @@ extern "C" fn tidy_up() {
     let _ = std::fs::remove_file(&*PATH);
 }
 
-fn serve(requests: &Requests) {
+fn serve(requests: &mut Requests) {
     loop {
         let mut poll = libc::pollfd { fd: requests.as_raw_fd(), events: libc::POLLIN, revents: 0 };
         // SAFETY: one entry, which lives across the call.

@@ -18,7 +18,7 @@
 //! # let folder = tempfile::tempdir()?;
 //! # let path = &folder.path().join("api.socket");
 //! let server = Server::bind(path, Limits::default())?;
-//! let (requests, _events) = server.start(|| Ok(()))?;
+//! let (mut requests, _events) = server.start(|| Ok(()))?;
 //! let client = Client::new(path);
 //! let asking = std::thread::spawn(move || client.get("/version"));
 //!
@@ -48,9 +48,10 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, mpsc};
+use std::sync::Arc;
 
 use thiserror::Error;
+use tokio::sync::mpsc;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EFD_SEMAPHORE, EventFd};
 
 use accept::Acceptor;
@@ -156,7 +157,7 @@ impl Server {
         let metrics = Arc::new(ServerMetrics::default());
         let waiting = EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK | EFD_SEMAPHORE).map_err(ServerError::Start)?;
         let waiting = Arc::new(waiting);
-        let (sender, queue) = mpsc::channel();
+        let (sender, queue) = mpsc::unbounded_channel();
         let service = Service {
             requests: RequestSender { queue: sender, waiting: Arc::clone(&waiting), events: events.clone() },
             body_limit: self.limits.body,

@@ -1,9 +1,9 @@
 //! Requests on their way from the server's thread to whoever acts on them, and their answers on the way back.
 
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::{Arc, mpsc};
+use std::sync::Arc;
 
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::ServerMetrics;
@@ -19,7 +19,7 @@ use crate::{Action, Fault, Reply, Status};
 #[derive(Debug)]
 pub struct Requests {
     // Dropped in this order: waiting requests are refused first, and no client finds a server that is about to end.
-    pub(super) queue: mpsc::Receiver<Request>,
+    pub(super) queue: mpsc::UnboundedReceiver<Request>,
     pub(super) file: SocketFile,
     pub(super) _thread: ServerThread,
     /// Counts the requests in the queue.
@@ -29,7 +29,7 @@ pub struct Requests {
 
 impl Requests {
     /// The request that has waited longest, if there is one. It never blocks.
-    pub fn next(&self) -> Option<Request> {
+    pub fn next(&mut self) -> Option<Request> {
         self.waiting.read().ok()?;
         self.queue.try_recv().ok()
     }
@@ -97,7 +97,7 @@ impl Responder {
 /// The server's end of the queue.
 #[derive(Debug)]
 pub(super) struct RequestSender {
-    pub queue: mpsc::Sender<Request>,
+    pub queue: mpsc::UnboundedSender<Request>,
     pub waiting: Arc<EventFd>,
     pub events: EventSender,
 }

@@ -91,7 +91,7 @@ fn the_thread_is_called_api_and_is_set_up_before_it_does_anything() {
     // Clients may come before there is anybody to serve them.
     let mut early = Connection::new(&path);
     early.send(GET);
-    let (requests, _events) = server
+    let (mut requests, _events) = server
         .start(move || {
             assert_eq!(std::thread::current().name(), Some("api"));
             assert!(!is_readable(early.stream.as_raw_fd(), Duration::from_millis(50)));
@@ -99,7 +99,7 @@ fn the_thread_is_called_api_and_is_set_up_before_it_does_anything() {
             Ok(())
         })
         .unwrap();
-    assert!(wait_for_request(&requests, PATIENCE).is_some());
+    assert!(wait_for_request(&mut requests, PATIENCE).is_some());
 }
 
 #[test]
@@ -115,8 +115,8 @@ fn a_thread_that_cannot_be_set_up_leaves_nothing_behind() {
 #[test]
 fn requests_wait_in_order_and_their_descriptor_says_whether_there_are_any() {
     let api = Api::counting();
-    let Stopped { requests, path, .. } = &api.stop();
-    let mut clients: Vec<_> = (0..3).map(|_| Connection::new(path)).collect();
+    let Stopped { requests, path, .. } = &mut api.stop();
+    let mut clients: Vec<_> = (0..3).map(|_| Connection::new(&*path)).collect();
     assert!(!is_readable(requests.as_raw_fd(), Duration::from_millis(20)));
     assert!(requests.next().is_none());
     for (at, client) in clients.iter_mut().enumerate() {
@@ -140,12 +140,12 @@ fn an_answer_just_before_the_end_arrives_and_those_who_wait_are_told() {
         let api = Api::counting();
         let mut idle = api.connect();
         assert_eq!(idle.ask(GET).body, "1");
-        let stopped = api.stop();
+        let mut stopped = api.stop();
         let mut clients: Vec<_> = (0..3).map(|_| Connection::new(&stopped.path)).collect();
         let mut taken = Vec::new();
         for client in &mut clients {
             client.send(GET);
-            taken.push(wait_for_request(&stopped.requests, PATIENCE).unwrap());
+            taken.push(wait_for_request(&mut stopped.requests, PATIENCE).unwrap());
         }
         // One is answered, one is dropped, and one is held for longer than there is a server.
         taken.remove(0).answer(Ok(Reply::Json("7".repeat(100_000))));

@@ -58,14 +58,14 @@ impl Api {
     pub fn start(limits: Limits, mut act: impl FnMut(Request) + Send + 'static) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("api.socket");
-        let (requests, events) = Server::bind(&path, limits).unwrap().start(|| Ok(())).unwrap();
+        let (mut requests, events) = Server::bind(&path, limits).unwrap().start(|| Ok(())).unwrap();
         let stop = Arc::new(AtomicBool::new(false));
         let metrics = requests.metrics();
         let thread = thread::spawn({
             let stop = Arc::clone(&stop);
             move || {
                 while !stop.load(Ordering::Relaxed) {
-                    if let Some(request) = wait_for_request(&requests, Duration::from_millis(20)) {
+                    if let Some(request) = wait_for_request(&mut requests, Duration::from_millis(20)) {
                         act(request);
                     }
                 }
@@ -109,7 +109,7 @@ impl Drop for Api {
 }
 
 /// The next request, if there is one in time.
-pub fn wait_for_request(requests: &Requests, timeout: Duration) -> Option<Request> {
+pub fn wait_for_request(requests: &mut Requests, timeout: Duration) -> Option<Request> {
     is_readable(requests.as_raw_fd(), timeout).then(|| requests.next().expect("readable means a request"))
 }
 
