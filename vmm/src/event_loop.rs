@@ -84,7 +84,7 @@ pub fn run(
                 }
                 REQUESTS => {
                     // One at a time: between two requests, the rest has its turn.
-                    if let Some(request) = requests.as_mut().and_then(|requests| requests.next()) {
+                    if let Some(request) = requests.as_mut().and_then(|requests| requests.take()) {
                         controller.serve(request);
                     }
                 }

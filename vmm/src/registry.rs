@@ -15,7 +15,7 @@ use kindling_irq_allocator::{IrqAllocator, IrqLine};
 use kindling_memory_layout::x86_64::VIRTIO_MMIO;
 use kindling_metrics::Group;
 use kindling_seccomp_profiles::Thread;
-use kindling_virtio_device::{Device, GuestMemory, WorkerSlot, WorkerThread, Workers};
+use kindling_virtio_device::{Device, GuestMemory, SetUp, WorkerSlot, WorkerThread, Workers};
 use kindling_virtio_transport::mmio::{QUEUE_NOTIFY, WINDOW_SIZE};
 use kindling_virtio_transport::{MmioTransport, Transport};
 use kvm_ioctls::{IoEventAddress, VmFd};
@@ -83,7 +83,7 @@ impl Registry {
             .ok_or_else(|| Error::host("place a virtio device")("the window for their registers is full"))?;
         let line = machine.lines.allocate().map_err(Error::host("give a virtio device an interrupt line"))?;
         let interrupt = self.interrupt(machine.vm, line.gsi())?;
-        let slots = self.slots(id, device.workers())?;
+        let slots = self.slots(id, device.as_ref())?;
         let transport = MmioTransport::new(device, Arc::clone(machine.memory), slots, interrupt)
             .map_err(Error::host("set up a virtio device"))?;
         for (queue, kick) in (0_u32..).zip(transport.kicks()) {
@@ -112,21 +112,25 @@ impl Registry {
     }
 
     /// Places for a device's workers, on threads of their own or on the shared one.
-    fn slots(&mut self, id: &str, workers: Workers) -> Result<Vec<WorkerSlot>, Error> {
-        let spawn = |name: &str| {
+    fn slots(&mut self, id: &str, device: &dyn Device) -> Result<Vec<WorkerSlot>, Error> {
+        let spawn = |name: &str, set_up: Option<SetUp>| {
             let confinement = self.confinement.clone();
-            WorkerThread::spawn(name, move || confinement.apply(Thread::Io))
-                .map_err(Error::host("start a virtio device's thread"))
+            let set_up = move || {
+                set_up.map_or(Ok(()), |set_up| set_up())?;
+                confinement.apply(Thread::Io)
+            };
+            WorkerThread::spawn(name, set_up).map_err(Error::host("start a virtio device's thread"))
         };
-        match workers {
-            Workers::Own(1) => Ok(vec![spawn(&format!("io {id}"))?.slot()]),
+        match device.workers() {
             Workers::Own(count) => {
-                (0..count).map(|queue| Ok(spawn(&format!("io {id}.{queue}"))?.slot())).collect()
+                let name = |queue| if count == 1 { format!("io {id}") } else { format!("io {id}.{queue}") };
+                (0..count).map(|queue| Ok(spawn(&name(queue), device.set_up_thread(queue))?.slot())).collect()
             }
             Workers::Shared => {
                 let thread = match &self.quiet {
                     Some(thread) => thread,
-                    None => self.quiet.insert(spawn("io quiet")?),
+                    // Such devices have nothing to set up: the thread may be there before they are.
+                    None => self.quiet.insert(spawn("io quiet", None)?),
                 };
                 Ok(vec![thread.slot()])
             }

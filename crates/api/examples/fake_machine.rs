@@ -50,7 +50,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     epoll.ctl(ControlOperation::Add, requests.as_raw_fd(), EpollEvent::new(EventSet::IN, 0))?;
     loop {
         epoll.wait(-1, &mut [EpollEvent::default()])?;
-        while let Some(Request { action, responder }) = requests.next() {
+        while let Some(Request { action, responder }) = requests.take() {
             let before = machine.phase;
             responder.answer(dispatch(&mut machine, action));
             if machine.phase != before {

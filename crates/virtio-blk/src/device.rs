@@ -4,12 +4,14 @@ use std::sync::{Arc, Mutex};
 
 use kindling_metrics::Metrics;
 use kindling_rate_limiter::SharedLimiter;
-use kindling_virtio_device::{ActivateError, Activation, ConfigSpace, Device, Settings, Worker, Workers};
+use kindling_virtio_device::{
+    ActivateError, Activation, ConfigSpace, Device, SetUp, Settings, Worker, Workers,
+};
 use virtio_bindings::virtio_blk::VIRTIO_BLK_ID_BYTES;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 
 use crate::control::BlkSettings;
-use crate::worker::{self, Ring};
+use crate::worker::{self, RingPlace};
 use crate::{BlkConfig, BlkControl, BlkMetrics, Disk, Error, IoEngine};
 
 /// A virtio block device (VIRTIO 1.2, 5.2).
@@ -20,7 +22,8 @@ pub struct Blk {
     control: BlkControl,
     features: u64,
     queue_sizes: Vec<u16>,
-    engine: IoEngine,
+    /// By queue, for the asynchronous engine.
+    rings: Option<Vec<Arc<RingPlace>>>,
 }
 
 /// What the workers of a device and its control share.
@@ -45,10 +48,14 @@ impl Blk {
         let info = *disk.info();
         BlkConfig::check_disk(config.block_size, &info)?;
         let settings = BlkSettings::new(disk, config.block_size)?;
-        if config.engine == IoEngine::Async {
-            // Better now than when the guest's driver comes.
-            Ring::create(config.queue_size, settings.disk.as_ref()).map_err(Error::Ring)?;
-        }
+        let rings = match config.engine {
+            IoEngine::Sync => None,
+            IoEngine::Async => {
+                // Better now than when there are threads.
+                RingPlace::new(config.queue_size).fill().map_err(Error::Ring)?;
+                Some((0..config.queues).map(|_| Arc::new(RingPlace::new(config.queue_size))).collect())
+            }
+        };
         let mut id = [0; VIRTIO_BLK_ID_BYTES as usize];
         id.iter_mut().zip(config.id.bytes()).for_each(|(to, from)| *to = from);
         let shared = Shared {
@@ -62,7 +69,7 @@ impl Blk {
         Ok(Self {
             features: config.features(&info),
             queue_sizes: vec![config.queue_size; config.queues.into()],
-            engine: config.engine,
+            rings,
             control: BlkControl {
                 settings: Settings::new(settings),
                 config: space,
@@ -94,6 +101,11 @@ impl Device for Blk {
         Workers::Own(self.queue_sizes.len())
     }
 
+    fn set_up_thread(&self, index: usize) -> Option<SetUp> {
+        let place = Arc::clone(self.rings.as_ref()?.get(index)?);
+        Some(Box::new(move || place.fill()))
+    }
+
     fn config(&self) -> &Arc<ConfigSpace> {
         &self.control.config
     }
@@ -107,7 +119,8 @@ impl Device for Blk {
             return Err(ActivateError::Missing(0));
         }
         let workers = activation.queues.into_iter().map(|queue| {
-            worker::new(queue, activation.features, self.features, self.engine, &self.control)
+            let ring = self.rings.as_ref().and_then(|rings| rings.get(usize::from(queue.index())));
+            worker::new(queue, activation.features, self.features, ring, &self.control)
                 .map_err(|source| ActivateError::Host { doing: "make a worker of a block device", source })
         });
         workers.collect()

@@ -67,12 +67,61 @@ fn device(file: &File) -> Blk {
     Blk::new(Arc::new(Descriptor(file.as_raw_fd())), &config).unwrap()
 }
 
+/// Has the kernel refuse rings to the calling thread from now on.
+fn forbid_rings() -> io::Result<()> {
+    let instruction = |code: u32, jf, k| libc::sock_filter { code: code as u16, jt: 0, jf, k };
+    let mut program = [
+        // The number of the system call is what `struct seccomp_data` begins with.
+        instruction(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0),
+        instruction(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 1, libc::SYS_io_uring_setup as u32),
+        instruction(libc::BPF_RET | libc::BPF_K, 0, libc::SECCOMP_RET_ERRNO | libc::EPERM as u32),
+        instruction(libc::BPF_RET | libc::BPF_K, 0, libc::SECCOMP_RET_ALLOW),
+    ];
+    let program = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
+    // SAFETY: the second call reads the program, which lives across it; the first takes numbers.
+    let result = unsafe {
+        libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+        libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program)
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 #[test]
 fn a_ring_that_cannot_be_had_is_an_error_when_the_device_is_made() {
+    forbid_rings().unwrap();
     let config = BlkConfig { engine: IoEngine::Async, ..BlkConfig::default() };
-    let error = Blk::new(Arc::new(Descriptor(RawFd::MAX)), &config).err().expect("no ring");
+    let error = Blk::new(Arc::new(Descriptor(0)), &config).err().expect("no ring");
     assert!(matches!(error, Error::Ring(_)), "{error}");
     assert!(error.to_string().contains("io_uring"), "{error}");
+}
+
+#[test]
+fn a_thread_that_may_make_no_ring_serves_one_driver_after_the_other() {
+    let image = Image::new(16);
+    let config = BlkConfig { engine: IoEngine::Async, queues: 2, ..BlkConfig::default() };
+    let mut device = open(&image, &config);
+    let threads: Vec<_> = (0..2)
+        .map(|queue| {
+            let set_up = device.set_up_thread(queue).expect("a ring to make");
+            WorkerThread::spawn("io", || set_up().and_then(|()| forbid_rings())).unwrap()
+        })
+        .collect();
+    for driver in 0..3 {
+        let mut driver_side = MockDriver::new(&device);
+        let workers = device.activate(driver_side.activation()).unwrap();
+        let slots: Vec<_> = threads.iter().map(WorkerThread::slot).collect();
+        for (slot, worker) in slots.iter().zip(workers) {
+            slot.start(worker, Arc::clone(&driver_side.interrupt) as Arc<dyn Interrupt>);
+        }
+        for (queue, sector) in driver_side.queues.iter_mut().zip([3, 9]) {
+            queue.add(&[Buffer::Readable(&header(IN, sector)), Buffer::Writable(512), Buffer::Writable(1)]);
+            assert_eq!(answer(queue.wait_used(20)), (OK, image.read(sector, 512)), "driver {driver}");
+        }
+        for slot in &slots {
+            drop(slot.stop().wait(Instant::now() + Duration::from_secs(20)).unwrap());
+        }
+        device.reset();
+    }
 }
 
 #[test]

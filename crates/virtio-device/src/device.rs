@@ -1,5 +1,6 @@
 //! The traits between a device, its worker and its transport.
 
+use std::io;
 use std::sync::Arc;
 
 use kindling_metrics::Metrics;
@@ -33,6 +34,13 @@ pub trait Device: Send {
 
     /// The threads that its workers need.
     fn workers(&self) -> Workers;
+
+    /// What has to run on the thread of worker `index`, which is its own, before that thread is confined and the device activated:
+    /// for what a worker must not be able to do at any later time. Most need nothing.
+    fn set_up_thread(&self, index: usize) -> Option<SetUp> {
+        let _ = index;
+        None
+    }
 
     /// Its configuration space.
     fn config(&self) -> &Arc<ConfigSpace>;
@@ -76,6 +84,9 @@ pub trait Device: Send {
         }
     }
 }
+
+/// See [`Device::set_up_thread`].
+pub type SetUp = Box<dyn FnOnce() -> io::Result<()> + Send>;
 
 /// The threads that a device's workers run on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -14,7 +14,7 @@ mod thread;
 pub use buffers::{Readable, Writable};
 pub use chain::Chain;
 pub use config_space::ConfigSpace;
-pub use device::{Activation, Device, Interrupt, Worker, Workers};
+pub use device::{Activation, Device, Interrupt, SetUp, Worker, Workers};
 pub use error::{ActivateError, QueueError, RestoreError, StopError, WorkerError, one_line};
 pub use queue::{Queue, QueueConfig, QueueState};
 pub use settings::{Settings, Subscription};

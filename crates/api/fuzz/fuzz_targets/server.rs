@@ -43,7 +43,7 @@ fn serve(requests: &mut Requests) {
         let mut poll = libc::pollfd { fd: requests.as_raw_fd(), events: libc::POLLIN, revents: 0 };
         // SAFETY: one entry, which lives across the call.
         unsafe { libc::poll(&raw mut poll, 1, -1) };
-        while let Some(request) = requests.next() {
+        while let Some(request) = requests.take() {
             answer(request);
         }
     }

@@ -24,7 +24,7 @@
 //!
 //! // A monitor waits until the descriptor of `requests` is readable.
 //! let request = loop {
-//!     match requests.next() {
+//!     match requests.take() {
 //!         Some(request) => break request,
 //!         None => std::thread::yield_now(),
 //!     }

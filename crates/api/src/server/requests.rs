@@ -29,7 +29,7 @@ pub struct Requests {
 
 impl Requests {
     /// The request that has waited longest, if there is one. It never blocks.
-    pub fn next(&mut self) -> Option<Request> {
+    pub fn take(&mut self) -> Option<Request> {
         self.waiting.read().ok()?;
         self.queue.try_recv().ok()
     }

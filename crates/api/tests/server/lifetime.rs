@@ -118,7 +118,7 @@ fn requests_wait_in_order_and_their_descriptor_says_whether_there_are_any() {
     let Stopped { requests, path, .. } = &mut api.stop();
     let mut clients: Vec<_> = (0..3).map(|_| Connection::new(&*path)).collect();
     assert!(!is_readable(requests.as_raw_fd(), Duration::from_millis(20)));
-    assert!(requests.next().is_none());
+    assert!(requests.take().is_none());
     for (at, client) in clients.iter_mut().enumerate() {
         client.send(GET);
         eventually("it has come", || requests.metrics().requests.get() == at as u64 + 1);
@@ -128,7 +128,7 @@ fn requests_wait_in_order_and_their_descriptor_says_whether_there_are_any() {
         request.answer(Ok(Reply::Json(number.to_string())));
     }
     assert!(!is_readable(requests.as_raw_fd(), Duration::ZERO));
-    assert!(requests.next().is_none());
+    assert!(requests.take().is_none());
     for (number, client) in clients.iter_mut().enumerate() {
         assert_eq!(client.answer().body, number.to_string());
     }

@@ -110,7 +110,7 @@ impl Drop for Api {
 
 /// The next request, if there is one in time.
 pub fn wait_for_request(requests: &mut Requests, timeout: Duration) -> Option<Request> {
-    is_readable(requests.as_raw_fd(), timeout).then(|| requests.next().expect("readable means a request"))
+    is_readable(requests.as_raw_fd(), timeout).then(|| requests.take().expect("readable means a request"))
 }
 
 pub fn is_readable(fd: i32, timeout: Duration) -> bool {

@@ -20,10 +20,11 @@ use vmm_sys_util::epoll::EventSet;
 
 use crate::control::BlkSettings;
 use crate::request::{Job, Rules};
-use crate::{BlkControl, Disk, IoEngine};
+use crate::{BlkControl, Disk};
 use io::Io;
 use on_thread::{OnThread, Parts};
-pub(crate) use ring::Ring;
+use ring::Ring;
+pub(crate) use ring::RingPlace;
 use sync::Sync;
 
 /// The driver kicked.
@@ -70,19 +71,19 @@ struct BlkWorker<E> {
     limiter: Share,
 }
 
-/// A worker for `queue`. The driver accepted `features` of those `offered`.
+/// A worker for `queue`, asynchronous if there is a place for its ring. The driver accepted `features` of those `offered`.
 pub(crate) fn new(
     queue: Queue,
     features: u64,
     offered: u64,
-    engine: IoEngine,
+    ring: Option<&Arc<RingPlace>>,
     control: &BlkControl,
 ) -> IoResult<Box<dyn Worker>> {
     let settings = control.settings.subscribe()?;
     let io = Io::new(queue, settings.latest().disk, Arc::clone(&control.shared), offered & !features);
-    Ok(match engine {
-        IoEngine::Sync => Box::new(BlkWorker::new(Sync::new(&io), io, settings, features)?),
-        IoEngine::Async => Box::new(OnThread::Parts(Parts { io, settings, features })),
+    Ok(match ring {
+        None => Box::new(BlkWorker::new(Sync::new(&io), io, settings, features)?),
+        Some(ring) => Box::new(OnThread::Parts(Parts { ring: Arc::clone(ring), io, settings, features })),
     })
 }
 

@@ -1,18 +1,21 @@
-//! The worker with an I/O ring, which is made on the thread that uses it.
+//! The worker with an I/O ring, which is made, or taken over, on the thread that uses it.
 //!
 //! The kernel keeps a ring with every thread that made it or used it, and has such a thread wait at its end for whoever
 //! is inside the ring. So the thread that activates a device, a vCPU's, must not make its rings: it could not end while
 //! a disk hangs.
 
+use std::sync::Arc;
+
 use kindling_virtio_device::{QueueState, Subscription, Watch, Worker, WorkerError};
 use vmm_sys_util::epoll::EventSet;
 
 use super::io::Io;
-use super::{BlkWorker, Ring};
+use super::{BlkWorker, Ring, RingPlace};
 use crate::control::BlkSettings;
 
 /// What a worker is made of, on its thread.
 pub(super) struct Parts {
+    pub ring: Arc<RingPlace>,
     pub io: Io,
     pub settings: Subscription<BlkSettings>,
     pub features: u64,
@@ -30,8 +33,8 @@ impl OnThread {
     fn make(&mut self) -> Result<(), WorkerError> {
         let Self::Parts(Parts { io, .. }) = self else { return Ok(()) };
         let failed = Self::Failed(io.queue.state());
-        if let Self::Parts(Parts { io, settings, features }) = std::mem::replace(self, failed) {
-            let made = Ring::new(&io).and_then(|ring| BlkWorker::new(ring, io, settings, features));
+        if let Self::Parts(Parts { ring, io, settings, features }) = std::mem::replace(self, failed) {
+            let made = Ring::new(ring, &io).and_then(|ring| BlkWorker::new(ring, io, settings, features));
             *self = Self::Worker(Box::new(made.map_err(WorkerError::host("set up an I/O ring"))?));
         }
         Ok(())

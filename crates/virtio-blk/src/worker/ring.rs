@@ -11,8 +11,9 @@
 //! Guest memory is the kernel's while a job is in flight. So the engine never goes away before all are back.
 
 use std::io;
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use io_uring::register::Restriction;
@@ -33,8 +34,75 @@ const REGISTER_FILES_UPDATE: u8 = 6;
 /// The disk: the ring's only file.
 const DISK: types::Fixed = types::Fixed(0);
 
-pub(crate) struct Ring {
-    ring: IoUring,
+/// What an empty place among a ring's files is called.
+const NO_FILE: RawFd = -1;
+
+/// Where the ring of a queue is while no worker has it. It is made once and serves one worker after the other: no filter of system
+/// calls sees what a ring is told to do, so that a thread which is confined by one must not be able to make another.
+pub(crate) struct RingPlace {
+    size: u16,
+    state: Mutex<State>,
+}
+
+enum State {
+    Empty,
+    Free(Box<IoUring>),
+    /// A worker has it, or could not give it back.
+    InUse,
+}
+
+impl RingPlace {
+    /// A place for a ring with so many entries.
+    pub(crate) fn new(size: u16) -> Self {
+        Self { size, state: Mutex::new(State::Empty) }
+    }
+
+    /// Makes the ring if that has not been done.
+    pub(crate) fn fill(&self) -> io::Result<()> {
+        self.change(|state| {
+            if matches!(state, State::Empty) {
+                *state = State::Free(Box::new(create(self.size)?));
+            }
+            Ok(())
+        })
+    }
+
+    fn take(&self) -> io::Result<Box<IoUring>> {
+        self.fill()?;
+        self.change(|state| match std::mem::replace(state, State::InUse) {
+            State::Free(ring) => Ok(ring),
+            State::Empty | State::InUse => Err(io::ErrorKind::ResourceBusy.into()),
+        })
+    }
+
+    fn put(&self, ring: Box<IoUring>) {
+        self.change(|state| *state = State::Free(ring));
+    }
+
+    fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+        change(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// A ring of `size` entries that can do nothing but what this engine does, to nothing but one file, which it does not have yet.
+fn create(size: u16) -> io::Result<IoUring> {
+    let ring = IoUring::builder().dontfork().setup_r_disabled().build(size.into())?;
+    ring.submitter().register_files(&[NO_FILE])?;
+    ring.submitter().register_restrictions(&mut [
+        Restriction::sqe_op(opcode::Readv::CODE),
+        Restriction::sqe_op(opcode::Writev::CODE),
+        Restriction::sqe_op(opcode::Fsync::CODE),
+        Restriction::sqe_op(opcode::Fallocate::CODE),
+        Restriction::sqe_flags_required(FIXED_FILE),
+        Restriction::register_op(REGISTER_FILES_UPDATE),
+    ])?;
+    ring.submitter().register_enable_rings()?;
+    Ok(ring)
+}
+
+pub(super) struct Ring {
+    ring: ManuallyDrop<Box<IoUring>>,
+    place: Arc<RingPlace>,
     /// One more than the queue has entries, for the next chain to be taken into. Those in the ring are the kernel's.
     jobs: Vec<Job>,
     /// Indices of jobs that are not in use.
@@ -43,31 +111,22 @@ pub(crate) struct Ring {
 }
 
 impl Ring {
-    pub(super) fn new(io: &Io) -> io::Result<Self> {
+    pub(super) fn new(place: Arc<RingPlace>, io: &Io) -> io::Result<Self> {
         let (memory, size) = (io.queue.memory(), io.queue.size());
         let now = Instant::now();
-        Ok(Self {
-            ring: Self::create(size, io.disk.as_ref())?,
+        let ring = Self {
+            ring: ManuallyDrop::new(place.take()?),
+            place,
             jobs: (0..=size).map(|_| Job::new(Chain::new(memory), now)).collect(),
             free: (0..=size).rev().collect(),
             memory: Arc::clone(memory),
-        })
+        };
+        ring.set_file(io.disk.as_ref())?;
+        Ok(ring)
     }
 
-    /// A ring of `size` entries that can do nothing but what this engine does, to nothing but one file, `disk`.
-    pub(crate) fn create(size: u16, disk: &dyn Disk) -> io::Result<IoUring> {
-        let ring = IoUring::builder().dontfork().setup_r_disabled().build(size.into())?;
-        ring.submitter().register_files(&[disk.as_raw_fd()])?;
-        ring.submitter().register_restrictions(&mut [
-            Restriction::sqe_op(opcode::Readv::CODE),
-            Restriction::sqe_op(opcode::Writev::CODE),
-            Restriction::sqe_op(opcode::Fsync::CODE),
-            Restriction::sqe_op(opcode::Fallocate::CODE),
-            Restriction::sqe_flags_required(FIXED_FILE),
-            Restriction::register_op(REGISTER_FILES_UPDATE),
-        ])?;
-        ring.submitter().register_enable_rings()?;
-        Ok(ring)
+    fn set_file(&self, disk: &dyn Disk) -> io::Result<()> {
+        self.ring.submitter().register_files_update(0, &[disk.as_raw_fd()]).map(drop)
     }
 
     /// Goes on with job `index`, which is not with the kernel: passes it there, or does it at once.
@@ -169,8 +228,7 @@ impl Engine for Ring {
     }
 
     fn set_disk(&mut self, disk: &dyn Disk) -> Result<(), WorkerError> {
-        let updated = self.ring.submitter().register_files_update(0, &[disk.as_raw_fd()]);
-        updated.map(drop).map_err(WorkerError::host("exchange the file of an I/O ring"))
+        self.set_file(disk).map_err(WorkerError::host("exchange the file of an I/O ring"))
     }
 }
 
@@ -181,9 +239,13 @@ impl Drop for Ring {
         while in_flight > 0 && self.wait() {
             in_flight = in_flight.saturating_sub(self.ring.completion().count());
         }
+        // SAFETY: nobody uses the field after this.
+        let ring = unsafe { ManuallyDrop::take(&mut self.ring) };
         if in_flight > 0 {
             // The kernel may still write to it.
             std::mem::forget(Arc::clone(&self.memory));
+        } else {
+            self.place.put(ring);
         }
     }
 }
