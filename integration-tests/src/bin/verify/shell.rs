@@ -4,6 +4,7 @@ use std::io::{self, IsTerminal, Read, Write};
 use std::process::{Command, Stdio};
 
 use kindling_integration_tests::error::{Context, Error, Result};
+pub use kindling_integration_tests::run::show;
 use kindling_integration_tests::run::{self, die_with_parent};
 
 use crate::steps::Passed;
@@ -55,16 +56,9 @@ impl Tests {
     }
 }
 
-/// Runs a command with its output live.
-pub fn show(command: &mut Command) -> Result<()> {
-    announce(command);
-    let status = command.status().doing(|| format!("cannot run {}", command.get_program().display()))?;
-    if status.success() { Ok(()) } else { Err(failed(command, status.to_string())) }
-}
-
 /// Runs a command that runs tests, with its output live, and counts them. `explain` may know more about an exit code.
 pub fn show_tests(command: &mut Command, explain: impl Fn(i32) -> Option<String>) -> Result<Tests> {
-    announce(command);
+    println!("$ {}", run::describe(command));
     count_tests(command, &mut io::stdout(), explain)
 }
 
@@ -97,10 +91,6 @@ fn count_tests(
 /// Whether to ask programs for colours that would not use them in a pipe.
 pub fn colour() -> &'static str {
     if io::stdout().is_terminal() { "always" } else { "never" }
-}
-
-fn announce(command: &Command) {
-    println!("$ {}", run::describe(command));
 }
 
 fn failed(command: &Command, detail: String) -> Error {
