@@ -4,6 +4,8 @@ mod api;
 mod deny;
 mod fuzz;
 mod guests;
+#[cfg(test)]
+mod pipeline;
 mod shell;
 mod steps;
 
