@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use kindling_integration_tests::error::{Error, Result};
+use kindling_integration_tests::error::{Error, Result, chain};
 use kindling_integration_tests::progress::Progress;
 use kindling_integration_tests::python;
 use kindling_integration_tests::run;
@@ -28,8 +28,9 @@ impl Tools {
         if component.join("llvm-cov").exists() {
             return Ok(Self { folder: component });
         }
-        let tools = Self::from_package(progress)
-            .map_err(|error| Error::Package(format!("{error}; instead, run: {COMPONENT_COMMAND}")))?;
+        let tools = Self::from_package(progress).map_err(|error| {
+            Error::Package(format!("{}; instead, run: {COMPONENT_COMMAND}", chain(&error)))
+        })?;
         let ours = major(&run::output(tools.cov().arg("--version"))?);
         let wanted = major(&run::output(Command::new("rustc").arg("-vV"))?);
         if ours < wanted {
