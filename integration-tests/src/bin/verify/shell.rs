@@ -58,7 +58,7 @@ impl Tests {
 
 /// Runs a command that runs tests, with its output live, and counts them. `explain` may know more about an exit code.
 pub fn show_tests(command: &mut Command, explain: impl Fn(i32) -> Option<String>) -> Result<Tests> {
-    println!("$ {}", run::describe(command));
+    announce(command);
     count_tests(command, &mut io::stdout(), explain)
 }
 
@@ -91,6 +91,10 @@ fn count_tests(
 /// Whether to ask programs for colours that would not use them in a pipe.
 pub fn colour() -> &'static str {
     if io::stdout().is_terminal() { "always" } else { "never" }
+}
+
+fn announce(command: &Command) {
+    println!("$ {}", run::describe(command));
 }
 
 fn failed(command: &Command, detail: String) -> Error {
