@@ -10,6 +10,14 @@ use crate::terminal::check;
 /// How much of a failed program's last words goes into an error.
 const LAST_WORDS: usize = 2000;
 
+/// Runs a program with its output live, after the command.
+pub fn show(command: &mut Command) -> Result<()> {
+    println!("$ {}", describe(command));
+    let status = command.status().doing(|| format!("cannot run {}", command.get_program().display()))?;
+    let failed = || Error::Command { command: describe(command), detail: status.to_string() };
+    if status.success() { Ok(()) } else { Err(failed()) }
+}
+
 /// Runs a program silently; if it fails, the error holds the last of what it said.
 pub fn quiet(command: &mut Command) -> Result<()> {
     run(command).map(|_| ())

@@ -1,8 +1,11 @@
 //! `cargo verify`: everything that has to hold before a change is committed, in one command.
 
 mod api;
+mod deny;
 mod fuzz;
 mod guests;
+#[cfg(test)]
+mod pipeline;
 mod shell;
 mod steps;
 
@@ -20,8 +23,8 @@ use steps::{Passed, STEPS, Step};
 /// What is missing is installed first, through apt, if this user may; otherwise the command to run is printed. Tests
 /// that boot Linux run directly where this machine's KVM runs guest kernels, and in the nested host elsewhere.
 ///
-/// With FILTER only tests whose names contain it run, of every kind; formatting, lints, documentation, the search through
-/// the API and fuzzing are left out.
+/// With FILTER only tests whose names contain it run, of every kind; formatting, lints, documentation, dependencies, the search
+/// through the API and fuzzing are left out.
 #[derive(Parser)]
 #[command(bin_name = "cargo verify", after_help = AFTER_HELP)]
 struct Options {
@@ -59,6 +62,7 @@ Examples:
   cargo verify --step api --api-examples 100   the same, of the API: more than 10,000 requests
 
 Variables:
+  KINDLING_ADVISORIES      1: the step deny looks up known vulnerabilities, too, which takes a network
   KINDLING_HOST            native or nested: where guests run, without a look at the machine
   KINDLING_KERNEL_PACKAGE  take the guests' kernel from this package
   KINDLING_TIMEOUT_SCALE   multiplies the time limits of guests

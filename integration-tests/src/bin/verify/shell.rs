@@ -4,6 +4,7 @@ use std::io::{self, IsTerminal, Read, Write};
 use std::process::{Command, Stdio};
 
 use kindling_integration_tests::error::{Context, Error, Result};
+pub use kindling_integration_tests::run::show;
 use kindling_integration_tests::run::{self, die_with_parent};
 
 use crate::steps::Passed;
@@ -53,13 +54,6 @@ impl Tests {
         }
         Some(tests)
     }
-}
-
-/// Runs a command with its output live.
-pub fn show(command: &mut Command) -> Result<()> {
-    announce(command);
-    let status = command.status().doing(|| format!("cannot run {}", command.get_program().display()))?;
-    if status.success() { Ok(()) } else { Err(failed(command, status.to_string())) }
 }
 
 /// Runs a command that runs tests, with its output live, and counts them. `explain` may know more about an exit code.

@@ -6,7 +6,7 @@ use kindling_integration_tests::place::kvm_opens;
 use kindling_integration_tests::workspace::cargo;
 
 use crate::shell::{colour, show, show_tests};
-use crate::{Context, api, fuzz, guests};
+use crate::{Context, api, deny, fuzz, guests};
 
 /// One step.
 #[derive(Debug)]
@@ -33,7 +33,7 @@ pub struct Passed {
 }
 
 /// All steps, cheap ones first.
-pub const STEPS: [Step; 10] = [
+pub const STEPS: [Step; 11] = [
     Step { name: "fmt", what: "the source is formatted", filterable: false, tools: &[], run: fmt },
     Step {
         name: "clippy",
@@ -48,6 +48,13 @@ pub const STEPS: [Step; 10] = [
         filterable: false,
         tools: &[],
         run: doc,
+    },
+    Step {
+        name: "deny",
+        what: "dependencies have the licences, sources and single versions they may have",
+        filterable: false,
+        tools: &[packages::PYTHON],
+        run: deny::run,
     },
     Step { name: "unit", what: "unit, integration and doc tests", filterable: true, tools: &[], run: unit },
     Step {
