@@ -2,8 +2,9 @@
 //!
 //!     cargo bench --package kindling-integration-tests --bench startup [-- ROUNDS]
 //!
-//! Both run the same images of the bare-metal guest with one vCPU and 128 MiB, in turn, in the same run; the table
-//! shows medians. Absolute times depend on the machine and its load, the ratio less so.
+//! All run the same images of the bare-metal guest with one vCPU and 128 MiB, in turn, in the same run; the table
+//! shows medians. Absolute times depend on the machine and its load, the ratio less so. *Unconfined* is `vmm` without Landlock and
+//! filters of system calls, which the floor does not have: the difference is what these walls cost a start.
 //!
 //! - *Start to exit*: the `exit` image asks for a reset with its first two instructions. Wall time is from before the
 //!   process is spawned until it has been waited for, so it holds the kernel's release of the virtual machine.
@@ -59,9 +60,15 @@ fn bench(rounds: usize) -> std::result::Result<String, Box<dyn std::error::Error
     let images = Images::build(&progress)?;
     let vmm = vmm_path().or_else(|_| VMM.build(&progress))?;
     let floor = FLOOR.build(&progress)?;
+    let program = vmm;
     let vmm = |image: &Path| {
-        let mut command = Command::new(&vmm);
+        let mut command = Command::new(&program);
         command.args(["run", "--memory", &format!("{GUEST_MIB}M"), "--kernel"]).arg(image);
+        command
+    };
+    let unconfined = |image: &Path| {
+        let mut command = vmm(image);
+        command.args(["--no-seccomp", "--landlock=off"]);
         command
     };
     let floor = |image: &Path| {
@@ -69,15 +76,17 @@ fn bench(rounds: usize) -> std::result::Result<String, Box<dyn std::error::Error
         command.arg(image).arg(GUEST_MIB.to_string());
         command
     };
-    let pair: [Start<'_>; 2] = [&vmm, &floor];
+    let starts: [Start<'_>; 3] = [&vmm, &unconfined, &floor];
 
     let milliseconds = |time: Duration| time.as_secs_f64() * 1e3;
     let mebibytes = |bytes: u64| bytes as f64 / f64::from(1 << 20);
-    let mut table = String::from("| | vmm | floor | vmm / floor |\n|---|---|---|---|\n");
-    let samples = interleave(rounds, pair, |start| start_to_exit(&mut start(&images.exit)))?;
+    let mut table = String::from(
+        "| | vmm | unconfined | floor | vmm / floor | unconfined / floor |\n|---|---|---|---|---|---|\n",
+    );
+    let samples = interleave(rounds, starts, |start| start_to_exit(&mut start(&images.exit)))?;
     row(&mut table, "start to exit, processor time, ms", &samples, |cost| milliseconds(cost.processor));
     row(&mut table, "start to exit, wall time, ms", &samples, |cost| milliseconds(cost.wall));
-    let samples = interleave(rounds, pair, |start| start_to_mark(&mut start(&images.mark)))?;
+    let samples = interleave(rounds, starts, |start| start_to_mark(&mut start(&images.mark)))?;
     row(&mut table, "start to first instruction, processor time, ms", &samples, |cost| {
         milliseconds(cost.0.processor)
     });
@@ -86,21 +95,21 @@ fn bench(rounds: usize) -> std::result::Result<String, Box<dyn std::error::Error
     row(&mut table, "resident in all, MiB", &samples, |cost| mebibytes(cost.1.all));
     for workers in [1, 2] {
         let samples =
-            interleave(rounds.div_ceil(BATCH), pair, |start| rate(workers, || start(&images.exit)))?;
+            interleave(rounds.div_ceil(BATCH), starts, |start| rate(workers, || start(&images.exit)))?;
         row(&mut table, &format!("guests a second, {workers} at a time"), &samples, |rate| *rate);
     }
     Ok(table)
 }
 
-/// Takes samples of both programs in turn, after one of each that does not count.
+/// Takes samples of all in turn, after one of each that does not count.
 fn interleave<T>(
     rounds: usize,
-    pair: [Start<'_>; 2],
+    starts: [Start<'_>; 3],
     sample: impl Fn(Start<'_>) -> Result<T>,
-) -> Result<[Vec<T>; 2]> {
-    let mut samples = [Vec::new(), Vec::new()];
+) -> Result<[Vec<T>; 3]> {
+    let mut samples = [const { Vec::new() }; 3];
     for round in 0..=rounds {
-        for (samples, start) in samples.iter_mut().zip(pair) {
+        for (samples, start) in samples.iter_mut().zip(starts) {
             let sample = sample(start)?;
             if round > 0 {
                 samples.push(sample);
@@ -111,11 +120,16 @@ fn interleave<T>(
 }
 
 /// Adds a row with the medians of one figure.
-fn row<T>(table: &mut String, name: &str, samples: &[Vec<T>; 2], figure: impl Fn(&T) -> f64) {
-    let [vmm, floor] =
+fn row<T>(table: &mut String, name: &str, samples: &[Vec<T>; 3], figure: impl Fn(&T) -> f64) {
+    let [vmm, unconfined, floor] =
         samples.each_ref().map(|samples| quantile(&samples.iter().map(&figure).collect::<Vec<_>>(), 0.5));
     // Writing to a string does not fail.
-    let _ = writeln!(table, "| {name} | {vmm:.2} | {floor:.2} | {:.2} |", vmm / floor);
+    let _ = writeln!(
+        table,
+        "| {name} | {vmm:.2} | {unconfined:.2} | {floor:.2} | {:.2} | {:.2} |",
+        vmm / floor,
+        unconfined / floor
+    );
 }
 
 /// The time that something took.
