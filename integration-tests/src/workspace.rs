@@ -69,6 +69,9 @@ pub const HOST_RUNNER: StaticBinary =
 /// The launcher that confines the monitor, as it is released.
 pub const JAILER: StaticBinary =
     StaticBinary { package: "kindling-jailer", name: "jailer", profile: "release" };
+/// What stands in for the monitor in tests that have it in a jail.
+pub const JAILED_VMM: StaticBinary =
+    StaticBinary { package: "kindling-integration-tests", name: "jailed-vmm", profile: "tools" };
 /// What tests of the jailer run in the place of the monitor.
 pub const JAIL_PROBE: StaticBinary =
     StaticBinary { package: "kindling-integration-tests", name: "jail-probe", profile: "tools" };

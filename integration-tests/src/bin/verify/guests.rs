@@ -1,21 +1,27 @@
 //! The steps that run `vmm`: its test binaries are built statically and run where guests run.
 
 use std::ffi::OsString;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use kindling_integration_tests::bare_metal::{IMAGES_VARIABLE, Images};
-use kindling_integration_tests::error::{Error, Result};
-use kindling_integration_tests::place::{self, kvm_opens};
+use kindling_integration_tests::error::{Error, Result, chain};
+use kindling_integration_tests::harness::jail::{self, Outside};
+use kindling_integration_tests::place::{self, Decision, Place, kvm_opens};
+use kindling_integration_tests::progress::Progress;
 use kindling_integration_tests::python;
 use kindling_integration_tests::run;
 use kindling_integration_tests::runner::{EXIT_HOST_BROKEN, FILES_VARIABLE, VMM_VARIABLE};
-use kindling_integration_tests::workspace::{HOST_RUNNER, VMM, cargo, link_statically};
+use kindling_integration_tests::workspace::{HOST_RUNNER, JAILED_VMM, JAILER, VMM, cargo, link_statically};
 use serde::Deserialize;
 
 use crate::Context;
-use crate::shell::{colour, show_tests};
+use crate::shell::{colour, show_all_tests};
 use crate::steps::Passed;
+
+/// Set to `only` or `none`, to have tests with `vmm` in a jail only, or none of them.
+const JAIL_VARIABLE: &str = "KINDLING_JAIL";
 
 /// The package of most test binaries.
 const PACKAGE: &str = "kindling-integration-tests";
@@ -86,38 +92,127 @@ impl Needs {
     }
 }
 
-/// Builds a test binary and runs it, unless the filter leaves nothing of it: under `host-runner`, or directly.
+/// Where the `vmm` of a run of tests is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pass {
+    /// Started as it is.
+    Plain,
+    /// In a jail, by the jailer.
+    Jailed,
+}
+
+impl Pass {
+    /// Those that shall be: both, unless the environment says otherwise. Only root can make jails.
+    fn wanted(progress: &Progress) -> Result<Vec<Self>> {
+        // SAFETY: the call takes nothing and cannot fail.
+        let is_root = unsafe { libc::geteuid() } == 0;
+        match std::env::var(JAIL_VARIABLE).unwrap_or_default().as_str() {
+            "" if is_root => Ok(vec![Self::Plain, Self::Jailed]),
+            "" => {
+                progress.note("only outside of the jail: root alone can make one");
+                Ok(vec![Self::Plain])
+            }
+            "only" => Ok(vec![Self::Jailed]),
+            "none" => Ok(vec![Self::Plain]),
+            other => Err(Error::Protocol(format!("{JAIL_VARIABLE}={other}: expected only or none"))),
+        }
+    }
+
+    /// What is said behind a number of tests.
+    fn suffix(self) -> &'static str {
+        if self == Self::Plain { "" } else { " in the jail" }
+    }
+}
+
+/// Builds a test binary and runs it with `vmm` outside of the jail and in it, unless the filter leaves nothing of it: under
+/// `host-runner`, or directly.
 fn run_tests(
     context: &Context,
     (package, name): (&str, &str),
     needs: Needs,
-    prepare: impl FnOnce(&mut Command) -> Result<()>,
+    prepare: impl Fn(&mut Command) -> Result<()>,
 ) -> Result<Passed> {
     let progress = &context.progress;
     let binary =
         progress.during(&format!("building the tests of {name} (static)"), || build(package, name))?;
-    if context.filter.is_some() && !has_tests(&binary, context)? {
+    let wanted = std::env::var(place::VARIABLE).unwrap_or_default();
+    let directly = needs.run_directly(&wanted, kvm_opens());
+    let vmm = vmm(context)?;
+    let mut runs = Vec::new();
+    // Clients start the monitor themselves.
+    let passes = if package == PACKAGE { Pass::wanted(progress)? } else { vec![Pass::Plain] };
+    for pass in passes {
+        let mut tests: Vec<OsString> = context.filter.iter().map(OsString::from).collect();
+        if pass == Pass::Jailed {
+            let outside = jail::OUTSIDE.iter().filter(|test| test.binary == name);
+            tests.extend(outside.flat_map(|test| ["--skip", test.test]).map(OsString::from));
+        }
+        if context.filter.is_some() && !has_tests(&binary, &tests)? {
+            continue;
+        }
+        let mut command = if directly {
+            Command::new(&binary)
+        } else {
+            let mut command = Command::new(HOST_RUNNER.build(progress)?);
+            command.arg(&binary);
+            if needs == Needs::AnyKvm && wanted.is_empty() {
+                command.env(place::VARIABLE, "nested");
+            }
+            command
+        };
+        command.args(tests).args(["--color", colour()]).env(VMM_VARIABLE, &vmm);
+        if pass == Pass::Jailed {
+            into_jail(&mut command, progress)?;
+        }
+        prepare(&mut command)?;
+        runs.push((pass, command));
+    }
+    if runs.is_empty() {
         return Ok(Passed { note: "no test has such a name".to_owned(), tests: 0 });
     }
-    let wanted = std::env::var(place::VARIABLE).unwrap_or_default();
-    let mut command = if needs.run_directly(&wanted, kvm_opens()) {
-        Command::new(&binary)
-    } else {
-        let mut command = Command::new(HOST_RUNNER.build(progress)?);
-        command.arg(&binary);
-        if needs == Needs::AnyKvm && wanted.is_empty() {
-            command.env(place::VARIABLE, "nested");
+    if runs.iter().any(|(pass, _)| *pass == Pass::Jailed) {
+        for Outside { test, why, .. } in jail::OUTSIDE.iter().filter(|test| test.binary == name) {
+            println!("not in the jail: {test}: {why}");
         }
-        command
-    };
-    command.args(&context.filter).args(["--color", colour()]);
-    command.env(VMM_VARIABLE, vmm(context)?);
-    prepare(&mut command)?;
+    }
     let broken = |code| {
         let text = "the nested host broke; that says nothing about the tests";
         (code == i32::from(EXIT_HOST_BROKEN)).then(|| text.to_owned())
     };
-    Ok(show_tests(&mut command, broken)?.passed())
+    // A nested host has one processor, this machine most likely more.
+    let side_by_side = !directly && Decision::make(vmm.as_ref())?.place == Place::Nested;
+    let commands = runs.iter_mut().map(|(_, command)| command);
+    let results = show_all_tests(commands.collect(), side_by_side, broken);
+    let passes = runs.iter().map(|(pass, _)| pass.suffix());
+    let mut sum = Passed::default();
+    let mut failed = Vec::new();
+    for (suffix, result) in passes.zip(results) {
+        match result {
+            Ok(tests) => {
+                let passed = tests.passed();
+                sum.tests += passed.tests;
+                sum.note.push_str(if sum.note.is_empty() { "" } else { ", " });
+                sum.note.push_str(&format!("{}{suffix}", passed.note));
+            }
+            Err(error) => failed.push(format!("{}{suffix}", chain(&error))),
+        }
+    }
+    if failed.is_empty() { Ok(sum) } else { Err(Error::Protocol(failed.join("; "))) }
+}
+
+/// Has a run of tests start `vmm` in jails.
+fn into_jail(command: &mut Command, progress: &Progress) -> Result<()> {
+    command.env(jail::VARIABLE, JAILED_VMM.build(progress)?);
+    command.env(jail::JAILER_VARIABLE, JAILER.build(progress)?);
+    let open_to_all = || {
+        // What tests make is for the user of a jail, too.
+        // SAFETY: the call takes a number.
+        unsafe { libc::umask(0) };
+        Ok(())
+    };
+    // SAFETY: the closure makes one system call.
+    unsafe { command.pre_exec(open_to_all) };
+    Ok(())
 }
 
 /// The `vmm` that is named in the environment, or else built.
@@ -171,9 +266,9 @@ fn executable(messages: &str, name: &str) -> Option<PathBuf> {
     named.find_map(|message| message.executable)
 }
 
-fn has_tests(binary: &Path, context: &Context) -> Result<bool> {
+fn has_tests(binary: &Path, tests: &[OsString]) -> Result<bool> {
     let mut list = Command::new(binary);
-    list.args(["--list", "--format", "terse"]).args(&context.filter);
+    list.args(["--list", "--format", "terse"]).args(tests);
     Ok(run::output(&mut list)?.lines().any(|line| line.ends_with(": test")))
 }
 

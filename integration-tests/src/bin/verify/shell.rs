@@ -65,21 +65,77 @@ pub fn show(command: &mut Command) -> Result<()> {
 /// Runs a command that runs tests, with its output live, and counts them. `explain` may know more about an exit code.
 pub fn show_tests(command: &mut Command, explain: impl Fn(i32) -> Option<String>) -> Result<Tests> {
     announce(command);
-    count_tests(command, &mut io::stdout(), explain)
+    count_tests(command, Errors::Live, &mut io::stdout(), explain)
+}
+
+/// Does the same for several, one after the other or all at the same time; then only the first one's output is live, and that of
+/// the others comes behind it.
+pub fn show_all_tests(
+    mut commands: Vec<&mut Command>,
+    side_by_side: bool,
+    explain: impl Fn(i32) -> Option<String> + Sync,
+) -> Vec<Result<Tests>> {
+    if !side_by_side {
+        return commands.into_iter().map(|command| show_tests(command, &explain)).collect();
+    }
+    let others = commands.split_off(1.min(commands.len()));
+    std::thread::scope(|scope| {
+        let begun: Vec<_> = others
+            .into_iter()
+            .map(|command| {
+                announce(command);
+                let words = run::describe(command);
+                (words, scope.spawn(|| collect_tests(command, &explain)))
+            })
+            .collect();
+        let mut results: Vec<_> = commands.into_iter().map(|command| show_tests(command, &explain)).collect();
+        for (words, thread) in begun {
+            let (output, result) = match thread.join() {
+                Ok(done) => done,
+                Err(panic) => std::panic::resume_unwind(panic),
+            };
+            println!("\nOutput of {words}");
+            // As when it is live: with nobody to read it the result still counts.
+            let _ = io::stdout().write_all(&output);
+            results.push(result);
+        }
+        results
+    })
+}
+
+/// Runs tests silently, and returns all that they said.
+fn collect_tests(command: &mut Command, explain: impl Fn(i32) -> Option<String>) -> (Vec<u8>, Result<Tests>) {
+    let mut output = Vec::new();
+    let result = count_tests(command, Errors::WithOutput, &mut output, explain);
+    (output, result)
+}
+
+/// Where a command's standard error goes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Errors {
+    /// To ours.
+    Live,
+    /// Into its standard output.
+    WithOutput,
 }
 
 fn count_tests(
     command: &mut Command,
+    errors: Errors,
     out: &mut impl Write,
     explain: impl Fn(i32) -> Option<String>,
 ) -> Result<Tests> {
-    let mut child = die_with_parent(command.stdout(Stdio::piped()))
-        .spawn()
-        .doing(|| format!("cannot run {}", command.get_program().display()))?;
-    let tests = match child.stdout.take() {
-        Some(stdout) => tee(stdout, out),
-        None => Tests::default(),
-    };
+    let doing = || format!("cannot run {}", command.get_program().display());
+    let (output, end) = io::pipe().doing(doing)?;
+    if errors == Errors::WithOutput {
+        let end = end.try_clone().doing(doing)?;
+        command.stderr(end);
+    }
+    let child = die_with_parent(command.stdout(end)).spawn();
+    let mut child = child.doing(|| format!("cannot run {}", command.get_program().display()))?;
+    // The command's copies would keep the pipe open.
+    command.stdout(Stdio::null()).stderr(Stdio::inherit());
+    let tests = tee(output, out);
     let status = child.wait().doing(|| format!("cannot wait for {}", command.get_program().display()))?;
     if status.success() && tests.results > 0 {
         return Ok(tests);
@@ -147,15 +203,18 @@ mod tests {
     fn a_failed_command_is_named_with_the_reason() {
         let mut command = Command::new("sh");
         command.args(["-c", "echo 'test result: FAILED. 1 passed; 2 failed'; exit 101"]);
-        let error = count_tests(&mut command, &mut Vec::new(), |_| None).unwrap_err().to_string();
+        let error =
+            count_tests(&mut command, Errors::Live, &mut Vec::new(), |_| None).unwrap_err().to_string();
         assert!(error.ends_with(": 2 tests failed, 1 passed"), "{error}");
         let mut command = Command::new("sh");
-        let error = count_tests(command.args(["-c", "echo fine"]), &mut Vec::new(), |_| None).unwrap_err();
+        let error = count_tests(command.args(["-c", "echo fine"]), Errors::Live, &mut Vec::new(), |_| None)
+            .unwrap_err();
         assert!(error.to_string().ends_with("no `test result:` line"), "{error}");
         let mut command = Command::new("sh");
         let command = command.args(["-c", "exit 3"]);
-        let error =
-            count_tests(command, &mut Vec::new(), |code| (code == 3).then(|| "the host broke".to_owned()));
+        let error = count_tests(command, Errors::Live, &mut Vec::new(), |code| {
+            (code == 3).then(|| "the host broke".to_owned())
+        });
         assert!(error.unwrap_err().to_string().ends_with(": the host broke"));
     }
 }
