@@ -9,6 +9,9 @@ use serde_json::Value;
 
 use crate::error::{Error, Result};
 
+/// Names the test binary that `seccomp-usage` runs.
+pub const TESTS_VARIABLE: &str = "KINDLING_SECCOMP_TESTS";
+
 /// What the line with the used rules begins with.
 pub const USED: &str = "used rules: ";
 

@@ -72,6 +72,9 @@ pub const JAILER: StaticBinary =
 /// What stands in for the monitor in tests that have it in a jail.
 pub const JAILED_VMM: StaticBinary =
     StaticBinary { package: "kindling-integration-tests", name: "jailed-vmm", profile: "tools" };
+/// What stands in for the monitor to note which rules of its filters are used.
+pub const SECCOMP_USAGE: StaticBinary =
+    StaticBinary { package: "kindling-integration-tests", name: "seccomp-usage", profile: "tools" };
 /// What tests of the jailer run in the place of the monitor.
 pub const JAIL_PROBE: StaticBinary =
     StaticBinary { package: "kindling-integration-tests", name: "jail-probe", profile: "tools" };

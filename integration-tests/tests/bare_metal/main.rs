@@ -10,6 +10,7 @@ mod confinement;
 mod console;
 mod doctor;
 mod ending;
+mod faults;
 mod machine;
 mod process;
 mod serial;

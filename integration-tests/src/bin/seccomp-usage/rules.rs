@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use kindling_integration_tests::usage::{Condition, EVERY, Rule};
 use libc::{
-    BPF_ABS, BPF_ALU, BPF_AND, BPF_JEQ, BPF_JGT, BPF_JMP, BPF_K, BPF_LD, BPF_RET, BPF_W, SECCOMP_RET_ALLOW,
-    SECCOMP_RET_KILL_PROCESS, SECCOMP_RET_TRACE, SECCOMP_RET_TRAP,
+    BPF_ABS, BPF_ALU, BPF_AND, BPF_JA, BPF_JEQ, BPF_JGT, BPF_JMP, BPF_K, BPF_LD, BPF_RET, BPF_W,
+    SECCOMP_RET_ALLOW, SECCOMP_RET_KILL_PROCESS, SECCOMP_RET_TRACE, SECCOMP_RET_TRAP,
 };
 
 /// `AUDIT_ARCH_X86_64`.
@@ -34,7 +34,33 @@ enum Step {
 /// A filter file (`crates/seccomp-profiles/src/format.rs`) by which a rule that is not in `used` is reported by its place in
 /// `rules`.
 pub fn filters(rules: &[Rule], used: &BTreeSet<usize>) -> Vec<u8> {
-    let programs = THREADS.map(|thread| program(rules, used, thread));
+    file(&THREADS.map(|thread| program(rules, used, thread)))
+}
+
+/// The filter file that has what `first` allows go through `second`. None if the first is no such file.
+pub fn behind(first: &[u8], second: &[u8]) -> Option<Vec<u8>> {
+    const HEADER: usize = 16;
+    let programs = |file: &[u8]| -> Option<Vec<Vec<[u8; 8]>>> {
+        let (header, rest) = file.split_at_checked(HEADER + 4 * THREADS.len())?;
+        let mut instructions = rest.as_chunks().0.iter().copied();
+        let counts = header.get(HEADER..)?.as_chunks().0.iter().map(|count| u32::from_le_bytes(*count));
+        Some(counts.map(|count| instructions.by_ref().take(count as usize).collect()).collect())
+    };
+    let mut joined = programs(first)?;
+    for (program, next) in joined.iter_mut().zip(programs(second)?) {
+        let length = program.len();
+        for (index, one) in program.iter_mut().enumerate() {
+            if *one == instruction(BPF_RET | BPF_K, 0, 0, SECCOMP_RET_ALLOW) {
+                *one = instruction(BPF_JMP | BPF_JA, 0, 0, (length - index - 1) as u32);
+            }
+        }
+        program.extend(next);
+    }
+    Some(file(&joined))
+}
+
+/// Programs for all kinds of thread, as a file.
+fn file(programs: &[Vec<[u8; 8]>]) -> Vec<u8> {
     let header = [1, ARCH].into_iter().chain(programs.iter().map(|program| program.len() as u32));
     let header = b"KNDLSECC".iter().copied().chain(header.flat_map(u32::to_le_bytes));
     header.chain(programs.iter().flatten().flatten().copied()).collect()
@@ -103,7 +129,9 @@ mod tests {
     fn filters_are_such_that_vmm_takes_them() {
         let rules = usage::rules().unwrap();
         for used in [BTreeSet::new(), (0..rules.len()).collect()] {
-            Filters::read(&filters(&rules, &used)).unwrap();
+            let file = filters(&rules, &used);
+            Filters::read(&file).unwrap();
+            Filters::read(&behind(&file, &file).unwrap()).unwrap();
         }
     }
 }

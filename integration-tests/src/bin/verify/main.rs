@@ -5,6 +5,8 @@ mod fuzz;
 mod guests;
 mod shell;
 mod steps;
+mod suite;
+mod usage;
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -60,6 +62,7 @@ Examples:
 
 Variables:
   KINDLING_HOST            native or nested: where guests run, without a look at the machine
+  KINDLING_JAIL            only or none: tests with the monitor in a jail alone, or without them
   KINDLING_KERNEL_PACKAGE  take the guests' kernel from this package
   KINDLING_TIMEOUT_SCALE   multiplies the time limits of guests
 
@@ -90,7 +93,7 @@ fn main() -> ExitCode {
     let options = Options::parse();
     if options.list {
         for step in &STEPS {
-            println!("{:<11} {}", step.name, step.what);
+            println!("{:<13} {}", step.name, step.what);
         }
         return ExitCode::SUCCESS;
     }
@@ -140,8 +143,8 @@ fn summary(done: &[Done], filter: Option<&str>) -> ExitCode {
     for Done { name, took, result } in done {
         let seconds = took.as_secs_f64();
         match result {
-            Ok(passed) => println!("{name:<11} passed {seconds:>7.1} s  {}", passed.note),
-            Err(error) => println!("{name:<11} FAILED {seconds:>7.1} s  {}", chain(error)),
+            Ok(passed) => println!("{name:<13} passed {seconds:>7.1} s  {}", passed.note),
+            Err(error) => println!("{name:<13} FAILED {seconds:>7.1} s  {}", chain(error)),
         }
     }
     let failed = done.iter().filter(|done| done.result.is_err()).count();

@@ -1,0 +1,71 @@
+//! What the monitor does when something is wrong with itself: crashes, and memory that it does not get.
+
+use std::fs;
+
+use kindling_integration_tests::harness::{Guest, Stdio};
+use serde_json::json;
+
+use crate::api::Api;
+use crate::ending::started_with;
+use crate::process::{LIMIT, command, images, program};
+
+#[test]
+fn a_crash_leaves_the_terminal_as_it_was_and_is_the_end_that_others_see() {
+    use std::os::unix::process::ExitStatusExt;
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("config.json");
+    let text = json!({
+        "boot-source": { "kernel_image_path": images().guest, "boot_args": "scenario=spin" },
+        "machine-config": { "vcpu_count": 1, "mem_size_mib": 64 },
+    });
+    fs::write(&config, text.to_string()).unwrap();
+    for signal in [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGABRT] {
+        let builder = Guest::builder().program(program()).config_file(&config).stdio(Stdio::Pty);
+        let mut guest = builder.start().unwrap();
+        guest.wait_for("spinning", LIMIT).unwrap();
+        assert_ne!(guest.terminal().unwrap(), guest.terminal_before().unwrap());
+        guest.signal(signal).unwrap();
+        let status = guest.wait_exit(LIMIT).unwrap();
+        assert_eq!(status.signal(), Some(signal), "{}", guest.console());
+        assert_eq!(guest.terminal().unwrap(), guest.terminal_before().unwrap());
+    }
+}
+
+#[test]
+fn a_monitor_without_memory_ends_though_the_signal_for_that_is_ignored() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut vmm = command(&["--http-api-max-payload-size", "67108864", "--api-sock"]);
+    vmm.arg(folder.path().join("api"));
+    let mut api = Api::start(started_with(&mut vmm, libc::SIGABRT, libc::SIG_IGN), folder);
+    api.boot("spin");
+    api.action("InstanceStart");
+    api.vmm.wait_for("spinning");
+
+    let status = fs::read_to_string(format!("/proc/{}/status", api.vmm.id())).unwrap();
+    let size = status.lines().find_map(|line| line.strip_prefix("VmSize:")).unwrap();
+    let size = size.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10;
+    let limit = libc::rlimit { rlim_cur: size, rlim_max: size };
+    let pid = api.vmm.id().cast_signed();
+    // SAFETY: the call reads one structure.
+    let set = unsafe { libc::prlimit(pid, libc::RLIMIT_AS, &raw const limit, std::ptr::null_mut()) };
+    assert_eq!(set, 0, "{}", std::io::Error::last_os_error());
+    // There is nobody to answer.
+    let _ = api.client.put("/mmds", &json!({"large": "x".repeat(32 << 20)}));
+    let ended = api.vmm.end_by(libc::SIGABRT);
+    assert!(ended.errors.contains("memory allocation of "), "{ended:?}");
+}
+
+#[test]
+fn a_large_document_is_kept_where_the_limit_allows_it() {
+    let mut api = Api::new(&["--http-api-max-payload-size", "8388608"]);
+    api.boot("spin");
+    api.action("InstanceStart");
+    api.vmm.wait_for("spinning");
+    let large = "\u{e9}\"x".repeat(1 << 19);
+    let document = json!({"large": large, "small": "x"});
+    api.done("PUT", "/mmds", &document);
+    api.done("PATCH", "/mmds", &json!({"small": "y"}));
+    let kept = api.get("/mmds");
+    assert!(kept["large"] == document["large"] && kept["small"] == "y");
+    api.terminate();
+}
