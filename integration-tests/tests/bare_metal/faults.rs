@@ -1,6 +1,7 @@
 //! What the monitor does when something is wrong with itself: crashes, and memory that it does not get.
 
 use std::fs;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 
 use kindling_integration_tests::harness::{Guest, Stdio};
 use serde_json::json;
@@ -11,7 +12,6 @@ use crate::process::{LIMIT, command, images, program};
 
 #[test]
 fn a_crash_leaves_the_terminal_as_it_was_and_is_the_end_that_others_see() {
-    use std::os::unix::process::ExitStatusExt;
     let folder = tempfile::tempdir().unwrap();
     let config = folder.path().join("config.json");
     let text = json!({
@@ -34,23 +34,28 @@ fn a_crash_leaves_the_terminal_as_it_was_and_is_the_end_that_others_see() {
 #[test]
 fn a_monitor_without_memory_ends_though_the_signal_for_that_is_ignored() {
     let folder = tempfile::tempdir().unwrap();
-    let mut vmm = command(&["--http-api-max-payload-size", "67108864", "--api-sock"]);
+    let mut vmm = command(&["--http-api-max-payload-size", "1000000000", "--api-sock"]);
     vmm.arg(folder.path().join("api"));
+    let limit = libc::rlimit { rlim_cur: 192 << 20, rlim_max: 192 << 20 };
+    let set = move || {
+        // SAFETY: the call reads the limits that it is given.
+        match unsafe { libc::setrlimit(libc::RLIMIT_AS, &raw const limit) } {
+            0 => Ok(()),
+            _ => Err(std::io::Error::last_os_error()),
+        }
+    };
+    // SAFETY: the closure makes one system call and allocates nothing.
+    unsafe { vmm.pre_exec(set) };
+    // A backtrace would take what no thread may do.
+    vmm.env("RUST_BACKTRACE", "1");
     let mut api = Api::start(started_with(&mut vmm, libc::SIGABRT, libc::SIG_IGN), folder);
+    api.done("PUT", "/machine-config", &json!({"vcpu_count": 1, "mem_size_mib": 32}));
     api.boot("spin");
     api.action("InstanceStart");
     api.vmm.wait_for("spinning");
 
-    let status = fs::read_to_string(format!("/proc/{}/status", api.vmm.id())).unwrap();
-    let size = status.lines().find_map(|line| line.strip_prefix("VmSize:")).unwrap();
-    let size = size.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10;
-    let limit = libc::rlimit { rlim_cur: size, rlim_max: size };
-    let pid = api.vmm.id().cast_signed();
-    // SAFETY: the call reads one structure.
-    let set = unsafe { libc::prlimit(pid, libc::RLIMIT_AS, &raw const limit, std::ptr::null_mut()) };
-    assert_eq!(set, 0, "{}", std::io::Error::last_os_error());
     // There is nobody to answer.
-    let _ = api.client.put("/mmds", &json!({"large": "x".repeat(32 << 20)}));
+    let _ = api.client.put("/mmds", &json!({"large": "x".repeat(128 << 20)}));
     let ended = api.vmm.end_by(libc::SIGABRT);
     assert!(ended.errors.contains("memory allocation of "), "{ended:?}");
 }

@@ -223,8 +223,9 @@ fn bound_threads(guest: &Guest) -> usize {
     let tasks = fs::read_dir(format!("/proc/{}/task", guest.id())).unwrap();
     let status = |task: fs::DirEntry| fs::read_to_string(task.path().join("status")).unwrap();
     let threads: Vec<_> = tasks.map(|task| status(task.unwrap())).collect();
-    // KVM has a thread of its own in the process, which runs nothing of it.
-    let theirs: Vec<_> = threads.iter().filter(|status| !status.starts_with("Name:\tkvm-")).collect();
+    // KVM and I/O rings have threads of their own in the process, which run nothing of it.
+    let is_kernels = |status: &str| ["kvm-", "iou-"].iter().any(|name| status[6..].starts_with(name));
+    let theirs: Vec<_> = threads.iter().filter(|status| !is_kernels(status)).collect();
     assert!(theirs.iter().all(|status| status.contains("Seccomp:\t2\n")), "{theirs:?}");
     theirs.len()
 }
