@@ -1,16 +1,12 @@
 //! Many requests: what they cost the process, and the guest meanwhile.
 
 use std::fs;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use kindling_integration_tests::harness::{Connection, scaled};
 
-use serde_json::json;
-
 use super::Api;
 use super::phases::Heart;
-use crate::process::images;
 
 /// All requests of the test.
 const REQUESTS: u32 = 100_000;
@@ -80,60 +76,6 @@ fn a_hundred_thousand_requests_leave_nothing_behind_and_the_guest_alone() {
     let longest = beats.iter().map(|beat| beat.gap).max().unwrap();
     println!("{REQUESTS} requests in {took:?}; the guest stood still for {longest:?} at most");
     assert!(longest < scaled(LONGEST_GAP), "the guest stood still for {longest:?}");
-    api.terminate();
-}
-
-/// Has a thread run on one processor alone.
-fn pin(thread: libc::pid_t, processor: usize) -> bool {
-    // SAFETY: all zeroes is an empty set.
-    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
-    // SAFETY: the set is large enough for this number; the call reads it.
-    unsafe {
-        libc::CPU_SET(processor, &mut set);
-        libc::sched_setaffinity(thread, size_of_val(&set), &raw const set) == 0
-    }
-}
-
-/// Takes a processor away for a moment, again and again, from whoever else runs on it, as far as it may.
-fn interrupt(processor: usize, ends: &AtomicBool) {
-    pin(0, processor);
-    let parameters = libc::sched_param { sched_priority: 1 };
-    // SAFETY: the call reads one structure. Without the right to, there are fewer interruptions.
-    unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const parameters) };
-    while !ends.load(Ordering::Relaxed) {
-        let start = Instant::now();
-        while start.elapsed() < Duration::from_micros(10) {}
-        std::thread::sleep(Duration::from_micros(10));
-    }
-}
-
-#[test]
-fn requests_are_answered_though_the_server_is_interrupted_at_any_moment() {
-    let mut api = Api::new(&[]);
-    api.done("PUT", "/boot-source", &json!({"kernel_image_path": images().mark}));
-    api.action("InstanceStart");
-    api.vmm.wait_for("!");
-    let tasks = api.vmm.tasks();
-    let server = tasks.iter().find(|(name, _)| name == "api").unwrap();
-    pin(server.1.file_name().unwrap().to_str().unwrap().parse().unwrap(), 0);
-    let ends = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        scope.spawn(|| interrupt(0, &ends));
-        let clients: Vec<_> = (0..8)
-            .map(|_| {
-                let mut connection = api.connect();
-                scope.spawn(move || {
-                    let start = Instant::now();
-                    while start.elapsed() < Duration::from_secs(4) {
-                        batch(&mut connection);
-                    }
-                })
-            })
-            .collect();
-        let results: Vec<_> = clients.into_iter().map(|client| client.join()).collect();
-        ends.store(true, Ordering::Relaxed);
-        assert!(results.iter().all(Result::is_ok));
-    });
     api.terminate();
 }
 
