@@ -35,7 +35,7 @@ pub fn touch(guest: &mut Guest, mebibytes: u64) {
         "mkdir -p /tmp/full && mount -t tmpfs -o size=100% none /tmp/full && \
          dd if=/dev/urandom of=/tmp/full/file bs=1M count={mebibytes} 2>/dev/null && umount /tmp/full"
     );
-    let touched = guest.run_within(&command, Duration::from_secs(120)).unwrap();
+    let touched = guest.run_within(&command, Duration::from_secs(300)).unwrap();
     assert_eq!(touched.code, 0, "{touched:?}");
 }
 

@@ -44,17 +44,17 @@ const IN_PYTHON: Suite = Suite {
 
 /// How `vmm` ends, and what it says, for input it cannot work with.
 pub fn bad_input(context: &Context) -> Result<Passed> {
-    BAD_INPUT.run(context, &Pass::wanted(&context.progress)?)
+    BAD_INPUT.run(context, &BAD_INPUT.passes(context)?)
 }
 
 /// The bare-metal guest's tests.
 pub fn bare_metal(context: &Context) -> Result<Passed> {
-    BARE_METAL.run(context, &Pass::wanted(&context.progress)?)
+    BARE_METAL.run(context, &BARE_METAL.passes(context)?)
 }
 
 /// The tests with stock Linux guests.
 pub fn linux(context: &Context) -> Result<Passed> {
-    LINUX.run(context, &Pass::wanted(&context.progress)?)
+    LINUX.run(context, &LINUX.passes(context)?)
 }
 
 /// Gives a test binary the bare-metal guest's images.

@@ -49,26 +49,16 @@ pub enum Pass {
 }
 
 impl Pass {
-    /// Those that shall be: both, unless the environment says otherwise. Only root can make jails.
-    pub fn wanted(progress: &Progress) -> Result<Vec<Self>> {
-        // SAFETY: the call takes nothing and cannot fail.
-        let is_root = unsafe { libc::geteuid() } == 0;
-        match std::env::var(JAIL_VARIABLE).unwrap_or_default().as_str() {
-            "" if is_root => Ok(vec![Self::Plain, Self::Jailed]),
-            "" => {
-                progress.note("only outside of the jail: root alone can make one");
-                Ok(vec![Self::Plain])
-            }
-            "only" => Ok(vec![Self::Jailed]),
-            "none" => Ok(vec![Self::Plain]),
-            other => Err(Error::Protocol(format!("{JAIL_VARIABLE}={other}: expected only or none"))),
-        }
-    }
-
     /// What is said behind a number of tests.
     fn suffix(self) -> &'static str {
         if self == Self::Plain { "" } else { " in the jail" }
     }
+}
+
+/// Only root can make jails. In a nested host everybody is root.
+fn is_root() -> bool {
+    // SAFETY: the call takes nothing and cannot fail.
+    unsafe { libc::geteuid() == 0 }
 }
 
 /// A test binary.
@@ -87,11 +77,39 @@ pub struct Suite {
 pub struct Run {
     command: Command,
     pass: Pass,
-    /// On this machine as any program, and not under `host-runner`.
-    directly: bool,
+    in_nested_host: bool,
 }
 
 impl Suite {
+    /// Whether the tests run on this machine as any program does.
+    fn runs_directly(&self) -> bool {
+        self.needs.run_directly(&std::env::var(place::VARIABLE).unwrap_or_default(), kvm_opens())
+    }
+
+    /// Whether they run in a nested host.
+    pub fn runs_nested(&self, context: &Context) -> Result<bool> {
+        let chosen = std::env::var_os(place::VARIABLE).is_some_and(|wanted| !wanted.is_empty());
+        match (self.runs_directly(), self.needs) {
+            (true, _) => Ok(false),
+            (false, Needs::AnyKvm) if !chosen => Ok(true),
+            _ => Ok(Decision::make(vmm(context)?.as_ref())?.place == Place::Nested),
+        }
+    }
+
+    /// Where the monitor shall be: in a jail and outside, unless the environment says otherwise or there can be no jail.
+    pub fn passes(&self, context: &Context) -> Result<Vec<Pass>> {
+        match std::env::var(JAIL_VARIABLE).unwrap_or_default().as_str() {
+            "" if is_root() || self.runs_nested(context)? => Ok(vec![Pass::Plain, Pass::Jailed]),
+            "" => {
+                println!("not in the jail: any test: only root can make one");
+                Ok(vec![Pass::Plain])
+            }
+            "only" => Ok(vec![Pass::Jailed]),
+            "none" => Ok(vec![Pass::Plain]),
+            other => Err(Error::Protocol(format!("{JAIL_VARIABLE}={other}: expected only or none"))),
+        }
+    }
+
     /// Builds the test binary and runs it in these ways, unless the filter leaves nothing of it.
     pub fn run(&self, context: &Context, passes: &[Pass]) -> Result<Passed> {
         let filter: Vec<&str> = context.filter.iter().map(String::as_str).collect();
@@ -99,7 +117,7 @@ impl Suite {
         for pass in passes {
             runs.extend(self.prepare(context, *pass, &filter, None)?);
         }
-        let (passed, _) = finish(context, &mut runs)?;
+        let (passed, _) = finish(&mut runs)?;
         Ok(passed)
     }
 
@@ -125,15 +143,15 @@ impl Suite {
         if !filter.is_empty() && !has_tests(&binary, &tests)? {
             return Ok(None);
         }
-        let wanted = std::env::var(place::VARIABLE).unwrap_or_default();
-        let directly = self.needs.run_directly(&wanted, kvm_opens());
+        let directly = self.runs_directly();
+        let in_nested_host = self.runs_nested(context)?;
         let program = wrapper.unwrap_or(&binary);
         let mut command = if directly {
             Command::new(program)
         } else {
             let mut command = Command::new(HOST_RUNNER.build(progress)?);
             command.arg(program);
-            if self.needs == Needs::AnyKvm && wanted.is_empty() {
+            if self.needs == Needs::AnyKvm && in_nested_host {
                 command.env(place::VARIABLE, "nested");
             }
             command
@@ -146,13 +164,13 @@ impl Suite {
         if wrapper.is_some() {
             command.env(TESTS_VARIABLE, &binary);
         }
-        Ok(Some(Run { command, pass, directly }))
+        Ok(Some(Run { command, pass, in_nested_host }))
     }
 }
 
 /// Carries runs out, those in nested hosts at the same time: each has one processor, this machine most likely more. Returns
 /// all that they said, too.
-pub fn finish(context: &Context, runs: &mut [Run]) -> Result<(Passed, Vec<u8>)> {
+pub fn finish(runs: &mut [Run]) -> Result<(Passed, Vec<u8>)> {
     if runs.is_empty() {
         return Ok((Passed { note: "no test has such a name".to_owned(), tests: 0 }, Vec::new()));
     }
@@ -160,8 +178,7 @@ pub fn finish(context: &Context, runs: &mut [Run]) -> Result<(Passed, Vec<u8>)> 
         let text = "the nested host broke; that says nothing about the tests";
         (code == i32::from(EXIT_HOST_BROKEN)).then(|| text.to_owned())
     };
-    let side_by_side = runs.iter().any(|run| !run.directly)
-        && Decision::make(vmm(context)?.as_ref())?.place == Place::Nested;
+    let side_by_side = runs.iter().any(|run| run.in_nested_host);
     let commands = runs.iter_mut().map(|run| &mut run.command);
     let results = show_all_tests(commands.collect(), side_by_side, broken);
     let (mut sum, mut output, mut failed) = (Passed::default(), Vec::new(), Vec::new());
