@@ -8,6 +8,7 @@
 mod api;
 mod confinement;
 mod console;
+mod disk;
 mod doctor;
 mod ending;
 mod faults;

@@ -147,28 +147,33 @@ fn fstrim_makes_the_hosts_file_smaller() {
 }
 
 #[test]
-fn a_block_device_is_a_disk_that_gives_space_back_and_can_be_exchanged() {
+fn a_block_device_and_a_file_give_space_back_and_can_be_exchanged() {
     let folder = files::scratch().unwrap();
     let socket = folder.path().join("api");
     let first = LoopDevice::new(folder.path(), "first", 16 * MIB).unwrap();
     let second = LoopDevice::new(folder.path(), "second", 8 * MIB).unwrap();
+    let plain = disk(folder.path(), "plain", 16 * MIB);
     let mut guest = ready(
         with_root()
             .arg("--disk")
-            .arg(format!("{},id=data", first.path().display()))
+            .arg(format!("{},id=data,cache=writeback", first.path().display()))
+            .arg("--disk")
+            .arg(format!("{plain},cache=writeback"))
             .arg("--api-sock")
             .arg(&socket),
     );
-    output(&mut guest, "dd if=/dev/urandom of=/dev/vdb bs=1M count=16 oflag=direct conv=fsync 2>/dev/null");
-    let file = first.file().display().to_string();
-    let before = spent(&file);
-    assert!(before >= 16 * MIB, "{before}");
-    output(&mut guest, "blkdiscard --zeroout --offset 1M --length 1M /dev/vdb");
-    let read = "dd if=/dev/vdb bs=1M skip=1 count=1 iflag=direct 2>/dev/null | tr -d '\\0' | wc -c";
-    assert_eq!(output(&mut guest, read), "0");
-    output(&mut guest, "blkdiscard --offset 4M --length 12M /dev/vdb");
-    let after = spent(&file);
-    assert!(after + 11 * MIB < before, "{before} to {after}");
+    for (name, file) in [("vdb", first.file().display().to_string()), ("vdc", plain)] {
+        let mut run = |command: &str| output(&mut guest, &command.replace('@', &format!("/dev/{name}")));
+        run("dd if=/dev/urandom of=@ bs=1M count=16 oflag=direct conv=fsync 2>/dev/null");
+        let before = spent(&file);
+        assert!(before >= 16 * MIB, "{name}: {before}");
+        run("blkdiscard --zeroout --offset 1M --length 1M @");
+        let read = "dd if=@ bs=1M skip=1 count=1 iflag=direct 2>/dev/null | tr -d '\\0' | wc -c";
+        assert_eq!(run(read), "0", "{name}");
+        run("blkdiscard --offset 4M --length 12M @");
+        let after = spent(&file);
+        assert!(after + 11 * MIB < before, "{name}: {before} to {after}");
+    }
 
     let exchange = json!({"drive_id": "data", "path_on_host": second.path()});
     patch(&Client::new(&socket), "/drives/data", &exchange);

@@ -59,7 +59,7 @@ impl Machine {
             ),
         );
         output(&mut guest, "socat VSOCK-LISTEN:5000,fork PIPE >/dev/null 2>&1 &");
-        let client = Client::new(&path("api")).with_timeout(ROUND_LIMIT);
+        let client = Client::new(path("api")).with_timeout(ROUND_LIMIT);
         Self { guest, client, tap, folder }
     }
 
@@ -151,7 +151,12 @@ impl Machine {
     fn ask(&mut self, round: usize) {
         let text = format!("round {round}");
         self.patch("/mmds", &json!({"soak": text}));
-        assert_eq!(self.output(&format!("curl -s --max-time 60 {SERVICE}/soak")), text);
+        assert_eq!(
+            self.output(&format!(
+                "curl -s --retry 9 --retry-all-errors --retry-delay 1 --max-time 60 {SERVICE}/soak"
+            )),
+            text
+        );
         for action in ["FlushMetrics", "PowerButton"] {
             self.client.put("/actions", &json!({ "action_type": action })).unwrap().success().unwrap();
         }

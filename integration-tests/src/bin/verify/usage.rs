@@ -12,7 +12,7 @@ use crate::suite::{Pass, finish};
 /// The tests with stock guests that need what guests without an operating system do not.
 const STOCK: [&str; 6] = [
     "confinement::",
-    "blk::a_block_device",
+    "blk::a_block_device_and_a_file",
     "memory::free_huge_pages",
     "net::iperf3",
     "net::the_network_works_again",
