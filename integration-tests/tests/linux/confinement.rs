@@ -219,9 +219,9 @@ fn load(device: &str, seconds: u64) -> String {
     let fio = format!(
         "fio --name={device} --filename=/dev/{device} --rw=randrw --bsrange=4k-64k --size=60M --ioengine=libaio \
          --direct=1 --iodepth=8 --verify=crc32c --verify_fatal=1 --verify_backlog=128 --fsync=32 --time_based \
-         --runtime={seconds} --rate_iops=50"
+         --runtime={seconds} --rate_iops=50 --nice=19"
     );
-    format!("(nice -n 19 {fio} >/tmp/{device}.log 2>&1; echo $? >/tmp/{device}.code) >/dev/null 2>&1 &")
+    format!("({fio} >/tmp/{device}.log 2>&1; echo $? >/tmp/{device}.code) >/dev/null 2>&1 &")
 }
 
 /// How many threads the monitor has; each is bound to a filter.
