@@ -19,7 +19,7 @@ use crate::workspace::GUEST_INIT;
 pub const FOLDER_VARIABLE: &str = "KINDLING_GUEST_DIR";
 
 /// Raised when the contents of the folder change for the same packages.
-const FORMAT: u32 = 5;
+const FORMAT: u32 = 6;
 
 /// A complete folder.
 #[derive(Clone, Debug)]

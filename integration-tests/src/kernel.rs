@@ -19,7 +19,7 @@ pub(crate) const TEMPORARY: &str = ".unpacked-";
 const META_PACKAGES: [&str; 3] = ["linux-image-cloud-amd64", "linux-image-virtual", "linux-image-generic"];
 
 /// Modules the nested host loads: for its guests, for its disks, for its guests' networks.
-const HOST_MODULES: [&str; 6] = ["kvm-amd", "virtio_pci", "virtio_blk", "ext4", "tun", "fuse"];
+const HOST_MODULES: [&str; 7] = ["kvm-amd", "virtio_pci", "virtio_blk", "ext4", "tun", "fuse", "loop"];
 
 /// Modules guests can load.
 const GUEST_MODULES: [&str; 9] = [

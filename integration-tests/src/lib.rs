@@ -25,4 +25,5 @@ pub mod run;
 pub mod runner;
 pub mod store;
 pub mod terminal;
+pub mod usage;
 pub mod workspace;

@@ -10,12 +10,13 @@ use std::time::Duration;
 
 use crate::error::{Context, Result};
 use crate::guest_image::{self, GuestImage};
-use crate::harness::{SCRATCH_VARIABLE, timeout_scale};
+use crate::harness::{SCRATCH_VARIABLE, jail, timeout_scale};
 use crate::nested::{Breakage, Host, Limits, Outcome, Spec, TOOLS_DEVICE};
 use crate::packages;
 use crate::place::{Decision, Place};
 use crate::progress::Progress;
 use crate::root_image;
+use crate::usage;
 use crate::workspace::{self, VMM};
 
 /// Names the `vmm` to test; without it one is built.
@@ -126,6 +127,8 @@ fn spec(prepared: &Prepared, root: PathBuf, program: &OsString, arguments: &[OsS
         .map(|list| std::env::split_paths(&list).filter(|path| !path.as_os_str().is_empty()).collect())
         .unwrap_or_default();
     files.push(path.clone());
+    let more = [jail::VARIABLE, jail::JAILER_VARIABLE, usage::TESTS_VARIABLE];
+    files.extend(more.iter().filter_map(std::env::var_os).map(PathBuf::from));
     let mut argv = vec![path.into_os_string()];
     argv.extend_from_slice(arguments);
     let mut spec = prepared.host_spec(argv, files);

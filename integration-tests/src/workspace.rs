@@ -69,6 +69,12 @@ pub const HOST_RUNNER: StaticBinary =
 /// The launcher that confines the monitor, as it is released.
 pub const JAILER: StaticBinary =
     StaticBinary { package: "kindling-jailer", name: "jailer", profile: "release" };
+/// What stands in for the monitor in tests that have it in a jail.
+pub const JAILED_VMM: StaticBinary =
+    StaticBinary { package: "kindling-integration-tests", name: "jailed-vmm", profile: "tools" };
+/// What stands in for the monitor to note which rules of its filters are used.
+pub const SECCOMP_USAGE: StaticBinary =
+    StaticBinary { package: "kindling-integration-tests", name: "seccomp-usage", profile: "tools" };
 /// What tests of the jailer run in the place of the monitor.
 pub const JAIL_PROBE: StaticBinary =
     StaticBinary { package: "kindling-integration-tests", name: "jail-probe", profile: "tools" };

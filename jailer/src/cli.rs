@@ -12,7 +12,7 @@ What happens:
   The jail is the folder BASE/NAME/ID/root, NAME being the last part of --exec-file. Put disks and kernels there before,
   readable (and writable, where the guest writes) for the user of --uid; name them as the monitor sees them, from the
   jail's `/`. The jailer copies the executable there, makes dev and run, and executes the copy with
-      --id ID --start-time-us N --start-time-cpu-us N --parent-cpu-time-us N [--seccomp-level N] ARGUMENTS
+      [run] --id ID --start-time-us N --start-time-cpu-us N --parent-cpu-time-us N [--seccomp-level N] ARGUMENTS
   in a mount namespace of its own whose root is the jail, as the user and group given and with no right beyond
   theirs, an empty environment, and standard input, output and error as its only descriptors. The API's socket, unless
   --api-sock says otherwise, is run/firecracker.socket in the jail; NAME.pid holds the number of the process.
@@ -88,7 +88,7 @@ pub struct Options {
     #[arg(long, value_name = "LEVEL", value_parser = clap::value_parser!(u8).range(0..=2))]
     pub seccomp_level: Option<u8>,
 
-    /// Options for the monitor, behind `--`.
+    /// Options for the monitor, behind `--`; its command `run` may be in front of them.
     #[arg(last = true, value_name = "ARGUMENTS")]
     pub arguments: Vec<OsString>,
 }

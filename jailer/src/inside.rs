@@ -18,6 +18,9 @@ use crate::sys::{self, check};
 use crate::time::StartTimes;
 use crate::undo::Undo;
 
+/// The command of the monitor that starts a guest from options.
+const RUN: &str = "run";
+
 /// What these steps need.
 pub(crate) struct Inside<'a> {
     pub options: &'a Options,
@@ -75,6 +78,14 @@ impl Inside<'_> {
         let own = |text: String| c_string(text.as_bytes(), Path::new(&text));
         let path = [b"/", self.name.to_bytes()].concat();
         let mut arguments = vec![c_string(&path, Path::new("/"))?];
+        let mut rest = self.options.arguments.as_slice();
+        // A command stands before all options.
+        if let Some((command, more)) = rest.split_first()
+            && command == RUN
+        {
+            arguments.push(own(RUN.to_owned())?);
+            rest = more;
+        }
         arguments.extend([c"--id".to_owned(), own(self.options.id.clone())?]);
         for (option, microseconds) in self.start.options() {
             arguments.extend([own(option.to_owned())?, own(microseconds.to_string())?]);
@@ -82,7 +93,7 @@ impl Inside<'_> {
         if let Some(level) = self.options.seccomp_level {
             arguments.extend([c"--seccomp-level".to_owned(), own(level.to_string())?]);
         }
-        for argument in &self.options.arguments {
+        for argument in rest {
             arguments.push(c_string(argument.as_bytes(), Path::new(argument))?);
         }
         Ok(arguments)

@@ -138,6 +138,16 @@ fn the_devices_that_the_host_has_open_for_the_user() {
 }
 
 #[test]
+fn the_command_that_starts_a_guest_from_options_stands_before_all_options() {
+    let place = Place::new();
+    let jailed = Jailed::start(&mut place.jailer_for(&NONE, &["run", "--kernel", "run", "report"]));
+    let arguments: Vec<_> = jailed.report["arguments"].as_array().unwrap().iter().collect();
+    assert_eq!(arguments[..4], ["/vmm", "run", "--id", "a"]);
+    assert_eq!(arguments[10..], ["--kernel", "run", "report"]);
+    jailed.end();
+}
+
+#[test]
 fn it_stands_in_its_root_with_an_empty_environment_and_its_arguments() {
     let place = Place::new();
     let options = ["--seccomp-level", "1"];

@@ -87,6 +87,18 @@ fn the_monitor_serves_its_api_in_the_jail_and_boots_a_guest() {
 }
 
 #[test]
+fn the_monitor_boots_a_guest_from_options_in_the_jail() {
+    let Some(place) = place() else { return };
+    let options = ["run", "--kernel", "guest", "--cmdline", "scenario=hello", "--seccomp-level", "1"];
+    let child = place.jailer_for(&[""; 0], &options).stdout(Stdio::piped()).spawn().unwrap();
+    assert!(output_of(child, 0).contains("hello by the "));
+    let mut both = place.jailer_for(&["--seccomp-level", "2"], &options);
+    let output = both.output().unwrap();
+    let line = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(153) && line.contains("--seccomp-level"), "{output:?}");
+}
+
+#[test]
 fn monitor_and_jailer_speak_of_the_same_version_of_the_api() {
     let Some(place) = place() else { return };
     let version = |program: &Path| {

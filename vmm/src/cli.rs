@@ -77,18 +77,6 @@ pub struct Cli {
     #[arg(long)]
     pub boot_timer: bool,
 
-    /// When whoever started the monitor began to, in microseconds of the monotonic clock.
-    #[arg(long, value_name = "US", hide = true)]
-    pub start_time_us: Option<u64>,
-
-    /// The same in microseconds of the process's processor time.
-    #[arg(long, value_name = "US", hide = true)]
-    pub start_time_cpu_us: Option<u64>,
-
-    /// Processor time that whoever started the monitor has used, in microseconds.
-    #[arg(long, value_name = "US", hide = true)]
-    pub parent_cpu_time_us: Option<u64>,
-
     /// Which system calls it may make.
     #[command(flatten)]
     pub seccomp: SeccompOptions,
@@ -160,6 +148,18 @@ pub struct InstanceOptions {
     /// Show source file and line of each line.
     #[arg(long)]
     pub show_log_origin: bool,
+
+    /// When whoever started the monitor began to, in microseconds of the monotonic clock.
+    #[arg(long, value_name = "US", hide = true)]
+    pub start_time_us: Option<u64>,
+
+    /// The same in microseconds of the process's processor time.
+    #[arg(long, value_name = "US", hide = true)]
+    pub start_time_cpu_us: Option<u64>,
+
+    /// Processor time that whoever started the monitor has used, in microseconds.
+    #[arg(long, value_name = "US", hide = true)]
+    pub parent_cpu_time_us: Option<u64>,
 }
 
 /// The subcommands.

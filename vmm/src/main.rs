@@ -24,8 +24,8 @@ pub extern "C" fn main(_: c_int, _: *const *const c_char) -> c_int {
     .into()
 }
 
-/// Makes sure of what the rest relies on: descriptors 0 to 2 are open, so that no file of ours becomes standard output,
-/// and a write that nobody reads is an error and not the end of the process.
+/// Makes sure of what the rest relies on: descriptors 0 to 2 are open, so that no file of ours becomes standard output, a
+/// panic says what it has to say and no more, and a write that nobody reads is an error and not the end of the process.
 fn prepare() -> io::Result<()> {
     for fd in 0..=2 {
         // SAFETY: F_GETFD takes no argument and touches no memory.
@@ -36,6 +36,11 @@ fn prepare() -> io::Result<()> {
                 return Err(io::Error::last_os_error());
             }
         }
+    }
+    for variable in [c"RUST_BACKTRACE", c"RUST_LIB_BACKTRACE"] {
+        // A panic that looked for its callers would make system calls that no thread may; and names there are none here.
+        // SAFETY: there is no other thread yet, and the name is a string that ends in NUL.
+        unsafe { libc::unsetenv(variable.as_ptr()) };
     }
     // SAFETY: ignoring a signal involves no handler.
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };

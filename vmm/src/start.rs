@@ -59,6 +59,7 @@ pub fn run(options: &RunOptions) -> Result<Outcome, Error> {
             filters: filters(&options.seccomp)?,
             landlock: options.landlock,
             api: options.api_sock.clone().map(|path| (path, Limits::default())),
+            started: started(&options.instance),
             ..Launch::new(options.instance.id.clone(), configuration(options)?)
         })
     };
@@ -85,16 +86,17 @@ pub fn serve(options: &Cli) -> Result<Outcome, Error> {
         metadata: options.metadata.as_deref().map(metadata).transpose()?,
         metadata_limit: options.mmds_size_limit.unwrap_or(options.http_api_max_payload_size),
         boot_timer: options.boot_timer,
-        started: StartTimes::new(
-            options.start_time_us,
-            options.start_time_cpu_us,
-            options.parent_cpu_time_us,
-        ),
+        started: started(&options.instance),
         leave_sockets: true,
         filters: filters(&options.seccomp)?,
         landlock: options.landlock,
         ..Launch::new(options.instance.id.clone(), config)
     })
+}
+
+/// When whoever started the monitor says that it began to.
+fn started(options: &InstanceOptions) -> StartTimes {
+    StartTimes::new(options.start_time_us, options.start_time_cpu_us, options.parent_cpu_time_us)
 }
 
 /// The option that stands for a field; when it stands for others too, with the field behind it.

@@ -5,6 +5,7 @@ mod chain;
 mod config_space;
 mod device;
 mod error;
+mod handover;
 mod queue;
 mod settings;
 #[cfg(feature = "test-utils")]

@@ -5,14 +5,15 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::sync::mpsc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::error::one_line;
+use crate::handover::{Giver, Queue, Taker, answer};
 use crate::{Interrupt, StopError, Worker, WorkerError};
 
 /// Stack of a worker's thread: a worker neither recurses nor keeps buffers on it. Pages that are not touched cost nothing.
@@ -41,18 +42,18 @@ pub struct WorkerSlot {
 }
 
 /// A worker on its way back.
-pub struct Stopping(Receiver<Option<Box<dyn Worker>>>);
+pub struct Stopping(Taker<Option<Box<dyn Worker>>>);
 
 #[derive(Debug)]
 struct Control {
-    requests: mpsc::Sender<Request>,
+    requests: Arc<Queue<Request>>,
     event: EventFd,
     slots: AtomicU32,
 }
 
 enum Request {
     Start(u32, Box<dyn Worker>, Arc<dyn Interrupt>),
-    Stop(u32, mpsc::SyncSender<Option<Box<dyn Worker>>>),
+    Stop(u32, Giver<Option<Box<dyn Worker>>>),
     Remove(u32),
     End,
 }
@@ -69,12 +70,12 @@ impl WorkerThread {
         let epoll = Epoll::new()?;
         let watch = EpollEvent::new(EventSet::IN, u64::from(CONTROL) << 32);
         epoll.ctl(ControlOperation::Add, event.as_raw_fd(), watch)?;
-        let (requests, receiver) = mpsc::channel();
+        let requests = Arc::new(Queue::default());
         let (ready, is_ready) = mpsc::sync_channel(1);
         let runner = Runner {
             epoll,
             event: event.try_clone()?,
-            requests: receiver,
+            requests: Arc::clone(&requests),
             places: BTreeMap::new(),
             logged: BTreeSet::new(),
         };
@@ -108,9 +109,9 @@ impl WorkerSlot {
     /// Asks for the worker back. It finishes what it has begun first, even if it failed. When nobody waits for it, it is
     /// dropped.
     pub fn stop(&self) -> Stopping {
-        let (reply, receiver) = mpsc::sync_channel(1);
+        let (reply, taker) = answer();
         self.control.send(Request::Stop(self.slot, reply));
-        Stopping(receiver)
+        Stopping(taker)
     }
 }
 
@@ -127,18 +128,14 @@ impl Stopping {
     ///
     /// [`StopError::Deadline`] when it takes longer; one can wait again. [`StopError::Gone`] when it will never come.
     pub fn wait(&self, deadline: Instant) -> Result<Option<Box<dyn Worker>>, StopError> {
-        let rest = deadline.saturating_duration_since(Instant::now()).max(Duration::from_nanos(1));
-        self.0.recv_timeout(rest).map_err(|error| match error {
-            RecvTimeoutError::Timeout => StopError::Deadline,
-            RecvTimeoutError::Disconnected => StopError::Gone,
-        })
+        self.0.take(deadline)
     }
 }
 
 impl Control {
     fn send(&self, request: Request) {
-        // Fails when the thread has ended; who waits for an answer learns of it.
-        let _ = self.requests.send(request);
+        // Dropped when the thread has ended; who waits for an answer learns of it.
+        self.requests.push(request);
         // Fails only when the counter is full, and then the thread is about to look anyway.
         let _ = self.event.write(1);
     }
@@ -154,7 +151,7 @@ impl Drop for Control {
 struct Runner {
     epoll: Epoll,
     event: EventFd,
-    requests: Receiver<Request>,
+    requests: Arc<Queue<Request>>,
     /// By slot.
     places: BTreeMap<u32, Place>,
     /// The slots of which a failure was logged. A guest that has its device fail again and again does not fill the log.
@@ -205,7 +202,7 @@ impl Runner {
     fn take_requests(&mut self) -> bool {
         // Fails when it was not written since the last look.
         let _ = self.event.read();
-        while let Ok(request) = self.requests.try_recv() {
+        while let Some(request) = self.requests.pop() {
             match request {
                 Request::Start(slot, worker, interrupt) => {
                     drop(self.stop(slot));
@@ -215,8 +212,8 @@ impl Runner {
                     self.log(slot, result);
                 }
                 Request::Stop(slot, reply) => {
-                    // Fails when nobody waits any more; the worker ends here then.
-                    let _ = reply.send(self.stop(slot));
+                    // When nobody waits any more, the worker ends here.
+                    reply.give(self.stop(slot));
                 }
                 Request::Remove(slot) => {
                     drop(self.stop(slot));
@@ -242,6 +239,12 @@ impl Runner {
         {
             log::warn!("a virtio device needs a reset: {}", one_line(&error));
         }
+    }
+}
+
+impl Drop for Runner {
+    fn drop(&mut self) {
+        self.requests.close();
     }
 }
 

@@ -23,6 +23,8 @@ KINDLING_SCRATCH names a folder for large files; host-runner always sets it.
 Variables:
     KINDLING_HOST            native or nested: do not look at the machine
     KINDLING_HOST_FILES      more files for the nested host, separated by colons; they keep their paths
+    KINDLING_JAILED_VMM      stands in for the monitor, and becomes it in a jail; with it
+    KINDLING_JAILER          the jailer
     KINDLING_KERNEL_PACKAGE  the package with the guests' kernel
     KINDLING_TIMEOUT_SCALE   multiplies every time limit
     RUST_TEST_THREADS        tests at a time (1 in the nested host)

@@ -43,7 +43,7 @@ impl HangingDisk {
         fs::create_dir(&folder).doing(|| format!("cannot create {}", folder.display()))?;
         let channel = OpenOptions::new().read(true).write(true).open("/dev/fuse");
         let channel = channel.doing(|| "cannot open /dev/fuse".to_owned())?;
-        let options = format!("fd={},rootmode=40000,user_id=0,group_id=0", channel.as_raw_fd());
+        let options = format!("fd={},rootmode=40000,user_id=0,group_id=0,allow_other", channel.as_raw_fd());
         mount(&folder, &options).doing(|| format!("cannot mount {}", folder.display()))?;
         let state = Arc::new(State::default());
         let server = std::thread::spawn({

@@ -13,6 +13,8 @@ pub mod files;
 mod guest;
 mod hanging;
 mod host;
+pub mod jail;
+mod loop_device;
 mod process;
 mod tap;
 mod vmm;
@@ -28,6 +30,7 @@ pub use files::SCRATCH_VARIABLE;
 pub use guest::Guest;
 pub use hanging::HangingDisk;
 pub use host::on_host;
+pub use loop_device::LoopDevice;
 pub use process::Process;
 pub use tap::Tap;
 pub use vmm::{Ended, Vmm};
@@ -55,10 +58,13 @@ pub fn image() -> Result<GuestImage> {
     GuestImage::from_environment().ok_or_else(|| not_set(FOLDER_VARIABLE))
 }
 
-/// The `vmm` under test, from the environment `host-runner` makes.
+/// The `vmm` under test, from the environment `host-runner` makes, or what stands in for it.
 pub fn vmm_path() -> Result<PathBuf> {
-    let path = std::env::var_os(VMM_VARIABLE).filter(|path| !path.is_empty());
-    path.map(PathBuf::from).ok_or_else(|| not_set(VMM_VARIABLE))
+    let path = |name: &str| std::env::var_os(name).filter(|path| !path.is_empty());
+    path(jail::VARIABLE)
+        .or_else(|| path(VMM_VARIABLE))
+        .map(PathBuf::from)
+        .ok_or_else(|| not_set(VMM_VARIABLE))
 }
 
 fn not_set(variable: &str) -> Error {

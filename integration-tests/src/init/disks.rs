@@ -35,7 +35,21 @@ pub fn enter_root(device: &str) -> io::Result<()> {
         mount(folder, &target, "", how).map_err(|error| named(&format!("cannot keep {folder}"), &error))?;
     }
     // A RAM file system as root cannot be exchanged (pivot_root(2)), only covered.
-    std::env::set_current_dir(NEW)?;
+    cover_root(NEW)
+}
+
+/// Covers the root with itself, so that there is one that can be exchanged, as jails do.
+pub fn make_root_exchangeable() -> io::Result<()> {
+    const NEW: &str = "/newroot";
+    fs::create_dir_all(NEW)?;
+    mount("/", NEW, "", libc::MS_BIND | libc::MS_REC)
+        .and_then(|()| cover_root(NEW))
+        .map_err(|error| named("cannot cover the root folder", &error))
+}
+
+/// Puts what is mounted at `folder` over the root, where we go on.
+fn cover_root(folder: &str) -> io::Result<()> {
+    std::env::set_current_dir(folder)?;
     mount(".", "/", "", libc::MS_MOVE)?;
     chroot(".")?;
     std::env::set_current_dir("/")

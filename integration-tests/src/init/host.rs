@@ -49,6 +49,7 @@ fn run_job(system: &mut System, parameters: &Parameters, control: &mut File) -> 
         let named = |error| io::Error::other(format!("cannot load {}: {error}", module.display()));
         system::load_module(module).map_err(named)?;
     }
+    disks::make_root_exchangeable()?;
     let (program, arguments) =
         job.argv.split_first().ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "no program"))?;
     let mut command = Command::new(program);
@@ -59,6 +60,9 @@ fn run_job(system: &mut System, parameters: &Parameters, control: &mut File) -> 
     if let Some(device) = &parameters.scratch {
         command.env(SCRATCH_VARIABLE, disks::make_scratch(device)?);
     }
+    // What tests make is for the user of a jail, too.
+    // SAFETY: the call takes a number.
+    unsafe { libc::umask(0) };
     control.write_all(b"started\n")?;
     let named =
         |error| io::Error::other(format!("cannot start {} (is it static?): {error}", program.display()));

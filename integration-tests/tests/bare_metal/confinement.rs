@@ -1,9 +1,10 @@
 //! Which system calls the threads of `vmm` may make, and what becomes of one that makes another.
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use kindling_integration_tests::harness::{Guest, Stdio};
+use kindling_integration_tests::harness::{Guest, Stdio, jail};
 use serde_json::{Value, json};
 
 use crate::process::{LIMIT, Vmm, command, finish, finish_run, images, program, run};
@@ -63,6 +64,26 @@ fn every_thread_is_bound_to_a_filter_of_its_own_while_the_guest_runs() {
         vmm.signal(libc::SIGTERM);
         vmm.end(143);
     }
+}
+
+#[test]
+fn the_monitor_is_in_a_jail_if_the_tests_say_so_and_bound_in_any_case() {
+    let mut vmm = Vmm::start(&mut run("spin", &[]));
+    vmm.wait_for("spinning");
+    let folder = PathBuf::from(format!("/proc/{}", vmm.id()));
+    let status = std::fs::read_to_string(folder.join("status")).unwrap();
+    let root =
+        |path: &Path| std::fs::metadata(path.join("root")).map(|meta| (meta.dev(), meta.ino())).unwrap();
+    let shares_our_root = root(&folder) == root(Path::new("/proc/self"));
+    let uid = status.lines().find_map(|line| line.strip_prefix("Uid:\t")?.split('\t').next());
+    let is_jails_user = uid == Some(&jail::USER.to_string());
+    assert_eq!((shares_our_root, is_jails_user), (!jail::is_used(), jail::is_used()), "{status}");
+    assert_eq!((number(&status, "Seccomp"), number(&status, "NoNewPrivs")), (2, 1), "{status}");
+    if jail::is_used() {
+        assert!(status.contains("CapEff:\t0000000000000000\n"), "{status}");
+    }
+    vmm.signal(libc::SIGTERM);
+    vmm.end(143);
 }
 
 #[test]

@@ -89,7 +89,11 @@ fn sigterm_ends_a_guest_that_waits_for_input() {
 }
 
 /// Has `command` start with this disposition of `signal`.
-fn started_with(command: &mut Command, signal: libc::c_int, disposition: libc::sighandler_t) -> &mut Command {
+pub fn started_with(
+    command: &mut Command,
+    signal: libc::c_int,
+    disposition: libc::sighandler_t,
+) -> &mut Command {
     let set = move || {
         // SAFETY: the call changes what this process, which has no handlers yet, does with a signal.
         match unsafe { libc::signal(signal, disposition) } {

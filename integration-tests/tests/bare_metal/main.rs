@@ -8,8 +8,10 @@
 mod api;
 mod confinement;
 mod console;
+mod disk;
 mod doctor;
 mod ending;
+mod faults;
 mod intruder;
 mod landlock;
 mod machine;

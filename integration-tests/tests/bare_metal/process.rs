@@ -2,8 +2,9 @@
 
 use std::ffi::OsStr;
 use std::io::Read;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{ChildStdout, Command, Stdio};
+use std::process::{ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -145,14 +146,27 @@ impl Vmm {
 
     /// Waits for the end and asserts the exit code.
     #[track_caller]
-    pub fn end(mut self, code: i32) -> Ended {
+    pub fn end(self, code: i32) -> Ended {
+        let (status, ended) = self.wait();
+        assert_eq!(status.code(), Some(code), "{status}, {ended:#?}");
+        ended
+    }
+
+    /// Waits for the end and asserts that a signal brought it about.
+    #[track_caller]
+    pub fn end_by(self, signal: i32) -> Ended {
+        let (status, ended) = self.wait();
+        assert_eq!(status.signal(), Some(signal), "{status}, {ended:#?}");
+        ended
+    }
+
+    #[track_caller]
+    fn wait(mut self) -> (ExitStatus, Ended) {
         match self.process.wait(LIMIT) {
             Ok(status) => {
                 self.console.wait_end(LIMIT).unwrap();
                 self.errors.wait_end(LIMIT).unwrap();
-                let ended = Ended { output: self.console.text(), errors: self.errors.text() };
-                assert_eq!(status.code(), Some(code), "{status}, {ended:#?}");
-                ended
+                (status, Ended { output: self.console.text(), errors: self.errors.text() })
             }
             Err(error) => panic!("{error}; the output: {}", self.console.text()),
         }

@@ -5,8 +5,11 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
 
-use kindling_integration_tests::harness::{Guest, files};
+use kindling_api::client::Client;
+use kindling_integration_tests::harness::{Guest, LoopDevice, files};
+use serde_json::json;
 
+use super::live::patch;
 use super::{END_LIMIT, output, power_off, ready, seconds, with_root};
 
 /// A command that reads or writes as much as a test does.
@@ -141,6 +144,43 @@ fn fstrim_makes_the_hosts_file_smaller() {
         assert!(after + 39 * MIB < before, "{engine}: {before} to {after}");
         power_off(&mut guest);
     }
+}
+
+#[test]
+fn a_block_device_and_a_file_give_space_back_and_can_be_exchanged() {
+    let folder = files::scratch().unwrap();
+    let socket = folder.path().join("api");
+    let first = LoopDevice::new(folder.path(), "first", 16 * MIB).unwrap();
+    let second = LoopDevice::new(folder.path(), "second", 8 * MIB).unwrap();
+    let plain = disk(folder.path(), "plain", 16 * MIB);
+    let mut guest = ready(
+        with_root()
+            .arg("--disk")
+            .arg(format!("{},id=data,cache=writeback", first.path().display()))
+            .arg("--disk")
+            .arg(format!("{plain},cache=writeback"))
+            .arg("--api-sock")
+            .arg(&socket),
+    );
+    for (name, file) in [("vdb", first.file().display().to_string()), ("vdc", plain)] {
+        let mut run = |command: &str| output(&mut guest, &command.replace('@', &format!("/dev/{name}")));
+        run("dd if=/dev/urandom of=@ bs=1M count=16 oflag=direct conv=fsync 2>/dev/null");
+        let before = spent(&file);
+        assert!(before >= 16 * MIB, "{name}: {before}");
+        run("blkdiscard --zeroout --offset 1M --length 1M @");
+        let read = "dd if=@ bs=1M skip=1 count=1 iflag=direct 2>/dev/null | tr -d '\\0' | wc -c";
+        assert_eq!(run(read), "0", "{name}");
+        run("blkdiscard --offset 4M --length 12M @");
+        let after = spent(&file);
+        assert!(after + 11 * MIB < before, "{name}: {before} to {after}");
+    }
+
+    let exchange = json!({"drive_id": "data", "path_on_host": second.path()});
+    patch(&Client::new(&socket), "/drives/data", &exchange);
+    let size = (8 * MIB / 512).to_string();
+    output(&mut guest, &format!("until [ $(cat /sys/block/vdb/size) = {size} ]; do sleep 0.1; done"));
+    output(&mut guest, "dd if=/dev/vdb of=/dev/null bs=1M iflag=direct 2>/dev/null");
+    power_off(&mut guest);
 }
 
 #[test]

@@ -13,11 +13,11 @@ use super::blk::{MIB, disk};
 use super::memory::{touch, wait_resident};
 use super::{END_LIMIT, output, ready, with_root};
 
-fn patch(client: &Client, path: &str, body: &Value) {
+pub fn patch(client: &Client, path: &str, body: &Value) {
     client.patch(path, body).unwrap().success().unwrap();
 }
 
-fn get(client: &Client, path: &str) -> Value {
+pub fn get(client: &Client, path: &str) -> Value {
     client.get(path).unwrap().success().unwrap().json().unwrap()
 }
 

@@ -5,6 +5,7 @@
 
 mod blk;
 mod boot;
+mod confinement;
 mod console;
 mod devices;
 mod ending;

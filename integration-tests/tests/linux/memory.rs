@@ -32,10 +32,10 @@ pub fn wait_resident(guest: &Guest, what: &str, condition: impl Fn(u64) -> bool)
 /// Has the guest write to as much memory, and free it.
 pub fn touch(guest: &mut Guest, mebibytes: u64) {
     let command = format!(
-        "mkdir -p /full && mount -t tmpfs -o size=100% none /full && \
-         dd if=/dev/urandom of=/full/file bs=1M count={mebibytes} 2>/dev/null && umount /full"
+        "mkdir -p /tmp/full && mount -t tmpfs -o size=100% none /tmp/full && \
+         dd if=/dev/urandom of=/tmp/full/file bs=1M count={mebibytes} 2>/dev/null && umount /tmp/full"
     );
-    let touched = guest.run_within(&command, Duration::from_secs(120)).unwrap();
+    let touched = guest.run_within(&command, Duration::from_secs(300)).unwrap();
     assert_eq!(touched.code, 0, "{touched:?}");
 }
 
@@ -74,6 +74,58 @@ fn a_balloon_of_half_the_memory_is_the_hosts_until_the_guest_takes_it_back() {
 
     output(&mut guest, "rmmod virtio_balloon && modprobe virtio_balloon");
     wait_resident(&guest, "with the second driver", |bytes| bytes + 240 * MIB < full);
+    power_off(&mut guest);
+}
+
+/// So many of the host's pages of 2 MiB set aside, until it is dropped. Needs root.
+struct HugePages(String);
+
+impl HugePages {
+    const COUNT: &str = "/proc/sys/vm/nr_hugepages";
+
+    fn set_aside(count: u64) -> Self {
+        let before = fs::read_to_string(Self::COUNT).unwrap().trim().to_owned();
+        let pages = Self(before);
+        let wanted = pages.0.parse::<u64>().unwrap() + count;
+        fs::write(Self::COUNT, wanted.to_string()).unwrap();
+        assert_eq!(fs::read_to_string(Self::COUNT).unwrap().trim(), wanted.to_string());
+        pages
+    }
+
+    fn free() -> u64 {
+        let text = fs::read_to_string("/proc/meminfo").unwrap();
+        let line = text.lines().find_map(|line| line.strip_prefix("HugePages_Free:")).unwrap();
+        line.trim().parse().unwrap()
+    }
+}
+
+impl Drop for HugePages {
+    fn drop(&mut self) {
+        let _ = fs::write(Self::COUNT, &self.0);
+    }
+}
+
+#[test]
+fn free_huge_pages_are_reported_to_the_host() {
+    const COUNT: u64 = 128;
+    let _pages = HugePages::set_aside(COUNT);
+    let mut guest = ready(
+        Guest::builder()
+            .memory("256M")
+            .modules(&["virtio_mmio", "virtio_balloon"])
+            .arg("--huge-pages")
+            .arg("2M")
+            .arg("--balloon")
+            .arg("0,reporting"),
+    );
+    touch(&mut guest, 120);
+    let end = Instant::now() + Duration::from_secs(60);
+    while HugePages::free() < COUNT / 4 {
+        assert!(Instant::now() < end, "{} of {COUNT} pages are free", HugePages::free());
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    println!("{} of {COUNT} pages free after reporting", HugePages::free());
+    touch(&mut guest, 120);
     power_off(&mut guest);
 }
 

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use kindling_api::client::Client;
-use kindling_integration_tests::harness::{Guest, HangingDisk, Tap, files, scaled};
+use kindling_integration_tests::harness::{Guest, HangingDisk, Tap, files, on_host, scaled};
 use serde_json::json;
 
 use super::blk::{IO_LIMIT, MIB, disk};
@@ -162,7 +162,12 @@ fn a_pause_that_a_hanging_disk_holds_up_is_refused_and_the_guest_runs_on() {
     output(&mut guest, "dd if=/dev/vdb of=/dev/null bs=4096 count=1 iflag=direct >/dev/null 2>&1 &");
     output(&mut guest, "sleep 1; pidof dd");
 
-    let refused = client.patch("/vm", &json!({"state": "Paused"})).unwrap();
+    // Stopped and continued, the monitor goes on to wait for the disk.
+    let stop = format!("sleep 0.5; kill -STOP {0}; sleep 0.5; kill -CONT {0}", guest.id());
+    let refused = std::thread::scope(|scope| {
+        scope.spawn(|| on_host("sh", &["-c", &stop], END_LIMIT).unwrap());
+        client.patch("/vm", &json!({"state": "Paused"})).unwrap()
+    });
     let message = refused.json().unwrap()["fault_message"].as_str().unwrap().to_owned();
     assert_eq!(refused.status, 400, "{message}");
     assert!(message.starts_with("cannot pause: slow: "), "{message}");

@@ -107,6 +107,8 @@ pub(super) struct Ring {
     jobs: Vec<Job>,
     /// Indices of jobs that are not in use.
     free: Vec<u16>,
+    /// The kernel does not give back what it has.
+    is_stuck: bool,
     memory: Arc<GuestMemory>,
 }
 
@@ -119,6 +121,7 @@ impl Ring {
             place,
             jobs: (0..=size).map(|_| Job::new(Chain::new(memory), now)).collect(),
             free: (0..=size).rev().collect(),
+            is_stuck: false,
             memory: Arc::clone(memory),
         };
         ring.set_file(io.disk.as_ref())?;
@@ -222,6 +225,7 @@ impl Engine for Ring {
     fn drain(&mut self, io: &mut Io) {
         while self.in_flight() > 0 {
             if !self.wait() || self.reap(io).is_err() {
+                self.is_stuck = true;
                 return;
             }
         }
@@ -233,10 +237,11 @@ impl Engine for Ring {
 }
 
 impl Drop for Ring {
-    /// Nothing is in flight after [`Engine::drain`]; this is for a worker that was never drained, or could not be.
+    /// Nothing is in flight after [`Engine::drain`]; this is for a worker that was never drained. One that could not be is not
+    /// waited for again: whoever takes it back has no business with a ring, and may not enter one.
     fn drop(&mut self) {
         let mut in_flight = self.in_flight();
-        while in_flight > 0 && self.wait() {
+        while in_flight > 0 && !self.is_stuck && self.wait() {
             in_flight = in_flight.saturating_sub(self.ring.completion().count());
         }
         // SAFETY: nobody uses the field after this.

@@ -6,8 +6,10 @@ use crate::machine::time_stamp;
 use crate::virtio::{Buffer, Device, Memory, NEXT, Queue, WRITE};
 
 const DEVICE_TYPE: u32 = 2;
-/// VIRTIO_BLK_F_FLUSH, without which a device may write through its cache, and VIRTIO_BLK_F_MQ.
-const FEATURES: u64 = 1 << 9 | 1 << 12;
+/// VIRTIO_BLK_F_FLUSH, without which a device may write through its cache.
+const FLUSH: u64 = 1 << 9;
+/// VIRTIO_BLK_F_MQ.
+const MULTIPLE_QUEUES: u64 = 1 << 12;
 const SECTOR: u64 = 512;
 
 /// Descriptors of a request: header, data, status.
@@ -44,12 +46,13 @@ impl Sectors {
 }
 
 /// Requests of `size` bytes, `write=0` or `1`, `random=0` or `1`, `depth` of them at a time in each of `queues` queues,
-/// with `interrupts=0` or `1`; counts requests.
+/// with `interrupts=0` or `1`; counts requests. With `flush=0`, the driver is one that does not flush.
 pub fn blk(boot_info: &BootInfo) -> Result<(), &'static str> {
     let option = |name| number(boot_info, name);
     let (size, write, depth) = (option("size")?, option("write")? != 0, option("depth")? as u16);
     let mut memory = Memory::new();
-    let device = Device::find(DEVICE_TYPE, FEATURES)?;
+    let flush = if option("flush") == Ok(0) { 0 } else { FLUSH };
+    let device = Device::find(DEVICE_TYPE, flush | MULTIPLE_QUEUES)?;
     let mut sectors = Sectors {
         capacity: u64::from(device.config(0)) | u64::from(device.config(4)) << 32,
         step: size / SECTOR,

@@ -15,9 +15,9 @@ use kindling_integration_tests::workspace::root;
 use serde_json::{Value, json};
 
 use crate::Context;
-use crate::guests::vmm;
 use crate::shell::show;
 use crate::steps::Passed;
+use crate::suite::vmm;
 
 /// How long `vmm` has to listen, and to end.
 const PATIENCE: Duration = Duration::from_secs(20);

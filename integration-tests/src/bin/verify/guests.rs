@@ -1,35 +1,60 @@
-//! The steps that run `vmm`: its test binaries are built statically and run where guests run.
+//! The steps that run `vmm`, with the tests of others' clients among them.
 
-use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use kindling_integration_tests::bare_metal::{IMAGES_VARIABLE, Images};
 use kindling_integration_tests::error::{Error, Result};
 use kindling_integration_tests::place::{self, kvm_opens};
 use kindling_integration_tests::python;
-use kindling_integration_tests::run;
-use kindling_integration_tests::runner::{EXIT_HOST_BROKEN, FILES_VARIABLE, VMM_VARIABLE};
-use kindling_integration_tests::workspace::{HOST_RUNNER, VMM, cargo, link_statically};
-use serde::Deserialize;
+use kindling_integration_tests::runner::FILES_VARIABLE;
 
 use crate::Context;
-use crate::shell::{colour, show_tests};
 use crate::steps::Passed;
+use crate::suite::{Needs, Pass, Suite};
 
 /// The package of most test binaries.
 const PACKAGE: &str = "kindling-integration-tests";
 /// The package of those with clients of others, which bring much of their own.
 const CLIENTS_PACKAGE: &str = "kindling-client-tests";
 
+/// The packages of the clients in Python.
+const PYTHON_CLIENTS: &str = "integration-tests/clients/tests/python_clients/requirements.txt";
+
+const BAD_INPUT: Suite =
+    Suite { package: PACKAGE, name: "bad_input", needs: Needs::AnyKvm, prepare: |_, _| Ok(()) };
+/// The bare-metal guest's tests.
+pub const BARE_METAL: Suite =
+    Suite { package: PACKAGE, name: "bare_metal", needs: Needs::AnyKvm, prepare: add_images };
+/// The tests with stock Linux guests.
+pub const LINUX: Suite =
+    Suite { package: PACKAGE, name: "linux", needs: Needs::GuestKernels, prepare: |_, _| Ok(()) };
+const CLIENTS: Suite =
+    Suite { package: CLIENTS_PACKAGE, name: "clients", needs: Needs::GuestKernels, prepare: |_, _| Ok(()) };
+const IN_PYTHON: Suite = Suite {
+    package: CLIENTS_PACKAGE,
+    name: "python_clients",
+    needs: Needs::AnyKvm,
+    prepare: |context, command| {
+        add_images(context, command)?;
+        command.env(python::VARIABLE, python::prepare(PYTHON_CLIENTS, &context.progress)?);
+        Ok(())
+    },
+};
+
 /// How `vmm` ends, and what it says, for input it cannot work with.
 pub fn bad_input(context: &Context) -> Result<Passed> {
-    run_tests(context, (PACKAGE, "bad_input"), Needs::AnyKvm, |_| Ok(()))
+    BAD_INPUT.run(context, &BAD_INPUT.passes(context)?)
 }
 
 /// The bare-metal guest's tests.
 pub fn bare_metal(context: &Context) -> Result<Passed> {
-    run_tests(context, (PACKAGE, "bare_metal"), Needs::AnyKvm, |command| add_images(context, command))
+    BARE_METAL.run(context, &BARE_METAL.passes(context)?)
+}
+
+/// The tests with stock Linux guests.
+pub fn linux(context: &Context) -> Result<Passed> {
+    LINUX.run(context, &LINUX.passes(context)?)
 }
 
 /// Gives a test binary the bare-metal guest's images.
@@ -44,159 +69,16 @@ fn add_images(context: &Context, command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// The tests with stock Linux guests.
-pub fn linux(context: &Context) -> Result<Passed> {
-    run_tests(context, (PACKAGE, "linux"), Needs::GuestKernels, |_| Ok(()))
-}
-
-/// The packages of the clients in Python.
-const PYTHON_CLIENTS: &str = "integration-tests/clients/tests/python_clients/requirements.txt";
-
-/// The tests with clients of others. Those in Python run on this machine only, which has Python.
+/// The tests with clients of others, which start the monitor themselves. Those in Python run on this machine only, which has
+/// Python.
 pub fn clients(context: &Context) -> Result<Passed> {
-    let stock = run_tests(context, (CLIENTS_PACKAGE, "clients"), Needs::GuestKernels, |_| Ok(()))?;
+    let stock = CLIENTS.run(context, &[Pass::Plain])?;
     let wanted = std::env::var(place::VARIABLE).unwrap_or_default();
     if !Needs::AnyKvm.run_directly(&wanted, kvm_opens()) {
         let note = format!("{}; none in Python, which need a /dev/kvm of this machine", stock.note);
         return Ok(Passed { note, ..stock });
     }
-    let python = run_tests(context, (CLIENTS_PACKAGE, "python_clients"), Needs::AnyKvm, |command| {
-        add_images(context, command)?;
-        command.env(python::VARIABLE, python::prepare(PYTHON_CLIENTS, &context.progress)?);
-        Ok(())
-    })?;
+    let python = IN_PYTHON.run(context, &[Pass::Plain])?;
     let note = format!("{}; in Python, {}", stock.note, python.note);
     Ok(Passed { note, tests: stock.tests + python.tests })
-}
-
-/// What tests need.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Needs {
-    /// Any KVM, also one that emulates guest kernels.
-    AnyKvm,
-    /// One that runs them, and what guests are booted from.
-    GuestKernels,
-}
-
-impl Needs {
-    /// Whether the tests run on this machine as any program does, so that nothing has to be prepared for them.
-    /// `wanted` is what [`place::VARIABLE`] says.
-    fn run_directly(self, wanted: &str, kvm_opens: bool) -> bool {
-        self == Self::AnyKvm && (wanted == "native" || wanted.is_empty() && kvm_opens)
-    }
-}
-
-/// Builds a test binary and runs it, unless the filter leaves nothing of it: under `host-runner`, or directly.
-fn run_tests(
-    context: &Context,
-    (package, name): (&str, &str),
-    needs: Needs,
-    prepare: impl FnOnce(&mut Command) -> Result<()>,
-) -> Result<Passed> {
-    let progress = &context.progress;
-    let binary =
-        progress.during(&format!("building the tests of {name} (static)"), || build(package, name))?;
-    if context.filter.is_some() && !has_tests(&binary, context)? {
-        return Ok(Passed { note: "no test has such a name".to_owned(), tests: 0 });
-    }
-    let wanted = std::env::var(place::VARIABLE).unwrap_or_default();
-    let mut command = if needs.run_directly(&wanted, kvm_opens()) {
-        Command::new(&binary)
-    } else {
-        let mut command = Command::new(HOST_RUNNER.build(progress)?);
-        command.arg(&binary);
-        if needs == Needs::AnyKvm && wanted.is_empty() {
-            command.env(place::VARIABLE, "nested");
-        }
-        command
-    };
-    command.args(&context.filter).args(["--color", colour()]);
-    command.env(VMM_VARIABLE, vmm(context)?);
-    prepare(&mut command)?;
-    let broken = |code| {
-        let text = "the nested host broke; that says nothing about the tests";
-        (code == i32::from(EXIT_HOST_BROKEN)).then(|| text.to_owned())
-    };
-    Ok(show_tests(&mut command, broken)?.passed())
-}
-
-/// The `vmm` that is named in the environment, or else built.
-pub fn vmm(context: &Context) -> Result<OsString> {
-    match std::env::var_os(VMM_VARIABLE).filter(|path| !path.is_empty()) {
-        Some(path) => Ok(path),
-        None => Ok(VMM.build(&context.progress)?.into()),
-    }
-}
-
-/// The part of cargo's messages that matters here.
-#[derive(Deserialize)]
-struct Message {
-    #[serde(default)]
-    executable: Option<PathBuf>,
-    #[serde(default)]
-    target: Option<Target>,
-}
-
-#[derive(Deserialize)]
-struct Target {
-    name: String,
-}
-
-/// Builds a test binary of a package and returns its path.
-fn build(package: &str, name: &str) -> Result<PathBuf> {
-    let mut command = cargo();
-    command.args([
-        "test",
-        "--no-run",
-        "--quiet",
-        "--profile",
-        "tools",
-        "--message-format",
-        "json-render-diagnostics",
-    ]);
-    command.args(["--package", package, "--test", name]);
-    link_statically(&mut command);
-    command.stderr(Stdio::inherit());
-    let messages = run::output(&mut command)?;
-    executable(&messages, name).ok_or_else(|| {
-        let detail = "cargo names no executable".to_owned();
-        Error::Command { command: run::describe(&command), detail }
-    })
-}
-
-fn executable(messages: &str, name: &str) -> Option<PathBuf> {
-    let messages = messages.lines().filter_map(|line| serde_json::from_str::<Message>(line).ok());
-    let mut named =
-        messages.filter(|message| message.target.as_ref().is_some_and(|target| target.name == name));
-    named.find_map(|message| message.executable)
-}
-
-fn has_tests(binary: &Path, context: &Context) -> Result<bool> {
-    let mut list = Command::new(binary);
-    list.args(["--list", "--format", "terse"]).args(&context.filter);
-    Ok(run::output(&mut list)?.lines().any(|line| line.ends_with(": test")))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_tests_for_any_kvm_run_directly_and_only_where_there_is_one() {
-        assert!(Needs::AnyKvm.run_directly("", true));
-        assert!(Needs::AnyKvm.run_directly("native", false));
-        assert!(!Needs::AnyKvm.run_directly("", false));
-        assert!(!Needs::AnyKvm.run_directly("nested", true));
-        assert!(!Needs::GuestKernels.run_directly("native", true));
-    }
-
-    #[test]
-    fn the_executable_is_the_one_of_the_named_target() {
-        let messages = r#"{"reason":"compiler-artifact","target":{"name":"libc"},"executable":null}
-{"reason":"compiler-artifact","target":{"name":"demo"},"executable":"/t/demo"}
-{"reason":"compiler-artifact","target":{"name":"linux"},"executable":"/t/linux-1"}
-{"reason":"build-finished","success":true}"#;
-        assert_eq!(executable(messages, "linux"), Some("/t/linux-1".into()));
-        assert_eq!(executable(messages, "libc"), None);
-    }
 }

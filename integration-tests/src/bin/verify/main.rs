@@ -8,6 +8,8 @@ mod guests;
 mod pipeline;
 mod shell;
 mod steps;
+mod suite;
+mod usage;
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -64,6 +66,7 @@ Examples:
 Variables:
   KINDLING_ADVISORIES      1: the step deny looks up known vulnerabilities, too, which takes a network
   KINDLING_HOST            native or nested: where guests run, without a look at the machine
+  KINDLING_JAIL            only or none: tests with the monitor in a jail alone, or without them
   KINDLING_KERNEL_PACKAGE  take the guests' kernel from this package
   KINDLING_TIMEOUT_SCALE   multiplies the time limits of guests
 
@@ -94,7 +97,7 @@ fn main() -> ExitCode {
     let options = Options::parse();
     if options.list {
         for step in &STEPS {
-            println!("{:<11} {}", step.name, step.what);
+            println!("{:<13} {}", step.name, step.what);
         }
         return ExitCode::SUCCESS;
     }
@@ -144,8 +147,8 @@ fn summary(done: &[Done], filter: Option<&str>) -> ExitCode {
     for Done { name, took, result } in done {
         let seconds = took.as_secs_f64();
         match result {
-            Ok(passed) => println!("{name:<11} passed {seconds:>7.1} s  {}", passed.note),
-            Err(error) => println!("{name:<11} FAILED {seconds:>7.1} s  {}", chain(error)),
+            Ok(passed) => println!("{name:<13} passed {seconds:>7.1} s  {}", passed.note),
+            Err(error) => println!("{name:<13} FAILED {seconds:>7.1} s  {}", chain(error)),
         }
     }
     let failed = done.iter().filter(|done| done.result.is_err()).count();

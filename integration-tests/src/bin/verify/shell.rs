@@ -56,24 +56,90 @@ impl Tests {
     }
 }
 
-/// Runs a command that runs tests, with its output live, and counts them. `explain` may know more about an exit code.
-pub fn show_tests(command: &mut Command, explain: impl Fn(i32) -> Option<String>) -> Result<Tests> {
+/// Runs a command that runs tests, with its output live, and counts them.
+pub fn show_tests(command: &mut Command) -> Result<Tests> {
     announce(command);
-    count_tests(command, &mut io::stdout(), explain)
+    count_tests(command, &mut Output::new(true), |_| None)
+}
+
+/// Does the same for several, one after the other or all at the same time; then only the first one's output is live, and that of
+/// the others comes behind it. Returns what each said, and its results. `explain` may know more about an exit code.
+pub fn show_all_tests(
+    commands: Vec<&mut Command>,
+    side_by_side: bool,
+    explain: impl Fn(i32) -> Option<String> + Sync,
+) -> Vec<(Vec<u8>, Result<Tests>)> {
+    let run = |command: &mut Command, is_live: bool| {
+        let mut output = Output::new(is_live);
+        let result = count_tests(command, &mut output, &explain);
+        (output.bytes, result)
+    };
+    std::thread::scope(|scope| {
+        let mut begun = Vec::new();
+        let mut results = Vec::new();
+        for (index, command) in commands.into_iter().enumerate() {
+            announce(command);
+            if side_by_side {
+                let words = run::describe(command);
+                let run = &run;
+                begun.push((words, scope.spawn(move || run(command, index == 0))));
+            } else {
+                results.push(run(command, true));
+            }
+        }
+        for (index, (words, thread)) in begun.into_iter().enumerate() {
+            let done = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            if index > 0 {
+                println!("\nOutput of {words}");
+                // As when it is live: with nobody to read it the result still counts.
+                let _ = io::stdout().write_all(&done.0);
+            }
+            results.push(done);
+        }
+        results
+    })
+}
+
+/// What a command says, kept, and shown if it is live.
+struct Output {
+    is_live: bool,
+    bytes: Vec<u8>,
+}
+
+impl Output {
+    fn new(is_live: bool) -> Self {
+        Self { is_live, bytes: Vec::new() }
+    }
+}
+
+impl Write for Output {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.bytes.extend_from_slice(bytes);
+        if self.is_live { io::stdout().write(bytes) } else { Ok(bytes.len()) }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stdout().flush()
+    }
 }
 
 fn count_tests(
     command: &mut Command,
-    out: &mut impl Write,
+    out: &mut Output,
     explain: impl Fn(i32) -> Option<String>,
 ) -> Result<Tests> {
-    let mut child = die_with_parent(command.stdout(Stdio::piped()))
-        .spawn()
-        .doing(|| format!("cannot run {}", command.get_program().display()))?;
-    let tests = match child.stdout.take() {
-        Some(stdout) => tee(stdout, out),
-        None => Tests::default(),
-    };
+    let doing = || format!("cannot run {}", command.get_program().display());
+    let (output, end) = io::pipe().doing(doing)?;
+    // Of what is not live, nothing is shown until later.
+    if !out.is_live {
+        let end = end.try_clone().doing(doing)?;
+        command.stderr(end);
+    }
+    let child = die_with_parent(command.stdout(end)).spawn();
+    let mut child = child.doing(|| format!("cannot run {}", command.get_program().display()))?;
+    // The command's copies would keep the pipe open.
+    command.stdout(Stdio::null()).stderr(Stdio::inherit());
+    let tests = tee(output, out);
     let status = child.wait().doing(|| format!("cannot wait for {}", command.get_program().display()))?;
     if status.success() && tests.results > 0 {
         return Ok(tests);
@@ -141,15 +207,17 @@ mod tests {
     fn a_failed_command_is_named_with_the_reason() {
         let mut command = Command::new("sh");
         command.args(["-c", "echo 'test result: FAILED. 1 passed; 2 failed'; exit 101"]);
-        let error = count_tests(&mut command, &mut Vec::new(), |_| None).unwrap_err().to_string();
+        let error = count_tests(&mut command, &mut Output::new(false), |_| None).unwrap_err().to_string();
         assert!(error.ends_with(": 2 tests failed, 1 passed"), "{error}");
         let mut command = Command::new("sh");
-        let error = count_tests(command.args(["-c", "echo fine"]), &mut Vec::new(), |_| None).unwrap_err();
+        let error =
+            count_tests(command.args(["-c", "echo fine"]), &mut Output::new(false), |_| None).unwrap_err();
         assert!(error.to_string().ends_with("no `test result:` line"), "{error}");
         let mut command = Command::new("sh");
         let command = command.args(["-c", "exit 3"]);
-        let error =
-            count_tests(command, &mut Vec::new(), |code| (code == 3).then(|| "the host broke".to_owned()));
+        let error = count_tests(command, &mut Output::new(false), |code| {
+            (code == 3).then(|| "the host broke".to_owned())
+        });
         assert!(error.unwrap_err().to_string().ends_with(": the host broke"));
     }
 }

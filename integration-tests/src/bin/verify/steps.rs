@@ -6,7 +6,7 @@ use kindling_integration_tests::place::kvm_opens;
 use kindling_integration_tests::workspace::cargo;
 
 use crate::shell::{colour, show, show_tests};
-use crate::{Context, api, deny, fuzz, guests};
+use crate::{Context, api, deny, fuzz, guests, usage};
 
 /// One step.
 #[derive(Debug)]
@@ -33,7 +33,7 @@ pub struct Passed {
 }
 
 /// All steps, cheap ones first.
-pub const STEPS: [Step; 11] = [
+pub const STEPS: [Step; 12] = [
     Step { name: "fmt", what: "the source is formatted", filterable: false, tools: &[], run: fmt },
     Step {
         name: "clippy",
@@ -79,6 +79,13 @@ pub const STEPS: [Step; 11] = [
         run: api::run,
     },
     Step { name: "linux", what: "stock Linux guests", filterable: true, tools: &[], run: guests::linux },
+    Step {
+        name: "seccomp-usage",
+        what: "no rule of the filters of system calls is without a use",
+        filterable: false,
+        tools: &[],
+        run: usage::run,
+    },
     Step {
         name: "clients",
         what: "clients of Firecracker's API, unchanged",
@@ -133,7 +140,7 @@ fn unit(context: &Context) -> Result<Passed> {
     if !kvm {
         command.env(NO_KVM_VARIABLE, "1");
     }
-    let mut passed = show_tests(&mut command, |_| None)?.passed();
+    let mut passed = show_tests(&mut command)?.passed();
     if !kvm {
         passed.note.push_str("; those that need /dev/kvm did nothing, for it cannot be opened");
     }

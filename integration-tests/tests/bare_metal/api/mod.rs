@@ -22,15 +22,15 @@ use tempfile::TempDir;
 use crate::process::{LIMIT, Vmm, command, images};
 
 /// A `vmm` that serves its API.
-struct Api {
-    vmm: Vmm,
-    client: Client,
+pub struct Api {
+    pub vmm: Vmm,
+    pub client: Client,
     folder: TempDir,
 }
 
 impl Api {
     /// `vmm` with its API and these options besides.
-    fn new(options: &[&str]) -> Self {
+    pub fn new(options: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let mut vmm = command(&["--api-sock"]);
         vmm.arg(folder.path().join("api")).args(options);
@@ -38,7 +38,7 @@ impl Api {
     }
 
     /// Starts a command that serves its API at `api` in the folder.
-    fn start(command: &mut Command, folder: TempDir) -> Self {
+    pub fn start(command: &mut Command, folder: TempDir) -> Self {
         let path = folder.path().join("api");
         let vmm = Vmm::start(command);
         let api = Self { vmm, client: Client::new(&path).with_timeout(LIMIT), folder };
@@ -84,7 +84,7 @@ impl Api {
 
     /// A call that succeeds without a word.
     #[track_caller]
-    fn done(&self, method: &str, path: &str, body: &Value) {
+    pub fn done(&self, method: &str, path: &str, body: &Value) {
         let response = self.call(method, path, body);
         assert_eq!((response.status, response.body.as_str()), (204, ""), "{method} {path} {body}");
     }
@@ -101,7 +101,7 @@ impl Api {
     }
 
     #[track_caller]
-    fn get(&self, path: &str) -> Value {
+    pub fn get(&self, path: &str) -> Value {
         let response = self.call("GET", path, &Value::Null);
         assert_eq!(response.status, 200, "{path}: {}", response.body);
         response.json().unwrap()
@@ -112,12 +112,12 @@ impl Api {
     }
 
     #[track_caller]
-    fn boot(&self, scenario: &str) {
+    pub fn boot(&self, scenario: &str) {
         self.done("PUT", "/boot-source", &boot_source(scenario));
     }
 
     #[track_caller]
-    fn action(&self, name: &str) {
+    pub fn action(&self, name: &str) {
         self.done("PUT", "/actions", &json!({ "action_type": name }));
     }
 
@@ -158,7 +158,7 @@ impl Api {
     }
 
     /// Sends SIGTERM, which ends the process soon.
-    fn terminate(mut self) {
+    pub fn terminate(mut self) {
         let start = Instant::now();
         self.vmm.signal(libc::SIGTERM);
         self.vmm.end(143);

@@ -30,10 +30,9 @@ fn full_fifo(path: &Path) -> File {
 
 #[test]
 fn a_full_fifo_loses_log_and_metrics_lines_counts_them_and_holds_nobody_up() {
-    let folder = tempfile::tempdir().unwrap();
-    let (log, metrics) = (folder.path().join("log"), folder.path().join("metrics"));
-    let fifos = [full_fifo(&log), full_fifo(&metrics)];
     let mut api = Api::new(&["--boot-timer"]);
+    let (log, metrics) = (api.path("log"), api.path("metrics"));
+    let fifos = [full_fifo(&log), full_fifo(&metrics)];
     api.done("PUT", "/logger", &json!({"log_path": log, "level": "Info"}));
     api.done("PUT", "/metrics", &json!({"metrics_path": metrics}));
     api.boot("heartbeat ticks=100000000");

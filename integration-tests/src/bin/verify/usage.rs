@@ -1,0 +1,45 @@
+//! The step that asks whether every rule of the filters of system calls is needed by some test.
+
+use kindling_integration_tests::error::{Error, Result};
+use kindling_integration_tests::usage;
+use kindling_integration_tests::workspace::SECCOMP_USAGE;
+
+use crate::Context;
+use crate::guests::{BARE_METAL, LINUX};
+use crate::steps::Passed;
+use crate::suite::{Pass, finish};
+
+/// The tests with stock guests that need what guests without an operating system do not.
+const STOCK: [&str; 6] = [
+    "confinement::",
+    "blk::a_block_device_and_a_file",
+    "memory::free_huge_pages",
+    "net::iperf3",
+    "net::the_network_works_again",
+    "pause::a_pause_that_a_hanging_disk",
+];
+
+/// Runs tests of both kinds of guest with what notes the use of rules in the place of `vmm`.
+pub fn run(context: &Context) -> Result<Passed> {
+    if !BARE_METAL.passes(context)?.contains(&Pass::Jailed) {
+        return Ok(Passed { note: "not asked: it takes a jail".to_owned(), tests: 0 });
+    }
+    let wrapper = SECCOMP_USAGE.build(&context.progress)?;
+    let mut runs = Vec::new();
+    // In a jail they need what they need outside, and more where there is no /proc.
+    for (suite, tests) in [(LINUX, &STOCK[..]), (BARE_METAL, &[])] {
+        runs.extend(suite.prepare(context, Pass::Jailed, tests, Some(&wrapper))?);
+    }
+    let (passed, output) = finish(&mut runs)?;
+    let used = usage::used(&String::from_utf8_lossy(&output));
+    let rules = usage::rules()?;
+    let unused: Vec<_> = rules.iter().enumerate().filter(|(place, _)| !used.contains(place)).collect();
+    for (_, rule) in &unused {
+        println!("not used: {}", rule.text);
+    }
+    let note = format!("{} of {} rules are not used", unused.len(), rules.len());
+    match unused.is_empty() {
+        true => Ok(Passed { note: format!("{note}; {}", passed.note), ..passed }),
+        false => Err(Error::Protocol(note)),
+    }
+}
