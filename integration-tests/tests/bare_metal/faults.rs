@@ -36,7 +36,7 @@ fn a_monitor_without_memory_ends_though_the_signal_for_that_is_ignored() {
     let folder = tempfile::tempdir().unwrap();
     let mut vmm = command(&["--http-api-max-payload-size", "1000000000", "--api-sock"]);
     vmm.arg(folder.path().join("api"));
-    let limit = libc::rlimit { rlim_cur: 192 << 20, rlim_max: 192 << 20 };
+    let limit = libc::rlimit { rlim_cur: 96 << 20, rlim_max: 96 << 20 };
     let set = move || {
         // SAFETY: the call reads the limits that it is given.
         match unsafe { libc::setrlimit(libc::RLIMIT_AS, &raw const limit) } {
@@ -55,7 +55,7 @@ fn a_monitor_without_memory_ends_though_the_signal_for_that_is_ignored() {
     api.vmm.wait_for("spinning");
 
     // There is nobody to answer.
-    let _ = api.client.put("/mmds", &json!({"large": "x".repeat(128 << 20)}));
+    let _ = api.client.put("/mmds", &json!({"large": "x".repeat(64 << 20)}));
     let ended = api.vmm.end_by(libc::SIGABRT);
     assert!(ended.errors.contains("memory allocation of "), "{ended:?}");
 }
