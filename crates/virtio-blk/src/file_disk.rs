@@ -54,9 +54,7 @@ impl FileDisk {
         }
         set_blocking(&file).map_err(inspect)?;
         let alignment = if direct {
-            direct_alignment(&file, is_block_device)
-                .map_err(inspect)?
-                .ok_or_else(|| Error::NoDirect { path: path.into() })?
+            direct_alignment(&file).map_err(inspect)?.ok_or_else(|| Error::NoDirect { path: path.into() })?
         } else {
             Alignment::NONE
         };
@@ -201,7 +199,7 @@ fn set_blocking(file: &File) -> io::Result<()> {
 }
 
 /// What direct I/O on `file` needs; `None` when it does not work, or needs more than 4 KiB.
-fn direct_alignment(file: &File, is_block_device: bool) -> io::Result<Option<Alignment>> {
+fn direct_alignment(file: &File) -> io::Result<Option<Alignment>> {
     // SAFETY: zeroes are a valid `statx`.
     let mut stat: libc::statx = unsafe { std::mem::zeroed() };
     // SAFETY: the path is a C string, and the call writes one `statx`, which the last pointer is to.
@@ -211,9 +209,6 @@ fn direct_alignment(file: &File, is_block_device: bool) -> io::Result<Option<Ali
     })?;
     let alignment = if stat.stx_mask & libc::STATX_DIOALIGN != 0 {
         Alignment { memory: stat.stx_dio_mem_align, offset: stat.stx_dio_offset_align }
-    } else if is_block_device {
-        let sector = get(file, libc::BLKSSZGET as c_ulong)?;
-        Alignment { memory: sector, offset: sector }
     } else {
         ALIGNMENT_UNKNOWN
     };
