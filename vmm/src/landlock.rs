@@ -6,7 +6,7 @@
 //! guests connect to. Everything else that Landlock knows is handled and not allowed.
 //!
 //! A thread restricts itself and what it starts later, so each does when it starts, and the main thread when it has started all
-//! others: see [`Confinement`](crate::confinement::Confinement).
+//! others (`confinement.rs`).
 
 use std::fs::{File, OpenOptions};
 use std::io;
