@@ -100,9 +100,9 @@ fn iperf3_runs_each_way_over_one_and_two_queue_pairs() {
             let channels = output(&mut guest, "ethtool -l eth0 | grep Combined");
             assert_eq!(channels.split_whitespace().collect::<Vec<_>>(), ["Combined:", "2", "Combined:", "2"]);
             output(&mut guest, "ethtool -L eth0 combined 1");
-            // Of little, much may be under way at the end.
-            let options = ["--client", GUEST, "--bytes", "8M", "--json"];
-            assert!(received(&tap.run("iperf3", &options, LIMIT).unwrap()) >= 1 << 20);
+            let options = ["--client", GUEST, "--bytes", "16M", "--json"];
+            let report = tap.run("iperf3", &options, LIMIT).unwrap();
+            assert!(received(&report) >= 1 << 20, "{report}");
         }
         power_off(&mut guest);
     }
