@@ -57,8 +57,10 @@ const fn outside(binary: &'static str, test: &'static str, why: &'static str) ->
 }
 
 /// All of them.
-pub const OUTSIDE: [Outside; 6] = [
+pub const OUTSIDE: [Outside; 8] = [
     outside("bare_metal", "doctor::", "it is about the host, which is looked at before there is a jail"),
+    outside("bare_metal", "landlock::a_restricted_vmm", "a jail has no /proc to tell the monitor its size"),
+    outside("bare_metal", "landlock::whoever_takes_over", "a jail has no file of the host to keep it from"),
     outside("bare_metal", "serial::a_pseudo_terminal", "a jail has no pseudo-terminals of its own"),
     outside("bad_input", "configuration::config_file_that_is_not_permitted", NOBODY),
     outside("bad_input", "images::initrd_that_is_not_permitted", NOBODY),
