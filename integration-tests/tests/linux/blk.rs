@@ -159,6 +159,8 @@ fn a_block_device_and_a_file_give_space_back_and_can_be_exchanged() {
             .arg(format!("{},id=data,cache=writeback", first.path().display()))
             .arg("--disk")
             .arg(format!("{plain},cache=writeback"))
+            // The other disk is none that the options name.
+            .arg("--landlock=off")
             .arg("--api-sock")
             .arg(&socket),
     );
