@@ -24,9 +24,8 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use kindling_integration_tests::bare_metal::{FLOOR, Images};
-use kindling_integration_tests::error::chain;
 use kindling_integration_tests::harness::vmm_path;
-use kindling_integration_tests::measure::{Resident, quantile, still_clock, wait};
+use kindling_integration_tests::measure::{Resident, bench_main, quantile, still_clock, wait};
 use kindling_integration_tests::progress::Progress;
 use kindling_integration_tests::workspace::VMM;
 
@@ -40,19 +39,7 @@ const BATCH: usize = 20;
 type Start<'a> = &'a (dyn Fn(&Path) -> Command + Sync);
 
 fn main() {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    // `cargo test --all-targets` runs benchmarks, too, but without this argument.
-    if !arguments.iter().any(|argument| argument == "--bench") {
-        return;
-    }
-    let rounds = arguments.iter().find_map(|argument| argument.parse().ok()).unwrap_or(ROUNDS);
-    match bench(rounds) {
-        Ok(table) => println!("{table}"),
-        Err(error) => {
-            eprintln!("startup: {}", chain(&*error));
-            std::process::exit(1);
-        }
-    }
+    bench_main("startup", ROUNDS, bench);
 }
 
 fn bench(rounds: usize) -> std::result::Result<String, Box<dyn std::error::Error>> {

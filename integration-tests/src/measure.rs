@@ -1,4 +1,5 @@
-//! What benchmarks measure of a process from outside: its processor time and its memory.
+//! What benchmarks have in common: their `main`, and what they measure of a process from outside, its processor time and its
+//! memory.
 
 use std::io::{Error, Result};
 use std::process::Child;
@@ -17,7 +18,7 @@ pub fn wait(child: &Child, expected: bool) -> Result<Duration> {
         return Err(Error::last_os_error());
     }
     if expected && status != 0 {
-        return Err(Error::other(format!("a guest's process ended with wait status {status:#x}")));
+        return Err(Error::other(format!("a process ended with wait status {status:#x}")));
     }
     let duration = |time: libc::timeval| {
         Duration::new(time.tv_sec.cast_unsigned(), time.tv_usec.unsigned_abs() as u32 * 1000)
@@ -60,6 +61,27 @@ pub fn quantile(figures: &[f64], part: f64) -> f64 {
     figures.sort_by(f64::total_cmp);
     let index = (figures.len() as f64 * part) as usize;
     figures.get(index.min(figures.len().saturating_sub(1))).copied().unwrap_or(f64::NAN)
+}
+
+/// The `main` of a benchmark that takes a number of rounds as its argument and returns a table.
+pub fn bench_main(
+    name: &str,
+    rounds: usize,
+    bench: impl FnOnce(usize) -> std::result::Result<String, Box<dyn std::error::Error>>,
+) {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    // `cargo test --all-targets` runs benchmarks, too, but without this argument.
+    if !arguments.iter().any(|argument| argument == "--bench") {
+        return;
+    }
+    let rounds = arguments.iter().find_map(|argument| argument.parse().ok()).unwrap_or(rounds);
+    match bench(rounds) {
+        Ok(table) => println!("{table}"),
+        Err(error) => {
+            eprintln!("{name}: {}", crate::error::chain(&*error));
+            std::process::exit(1);
+        }
+    }
 }
 
 /// Resident memory in bytes.

@@ -15,12 +15,12 @@ mod rate;
 use std::fmt::Write as _;
 use std::io::{Error, Read, Result};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use kindling_integration_tests::bare_metal::{FLOOR, Images};
-use kindling_integration_tests::error::chain;
 use kindling_integration_tests::harness::vmm_path;
+use kindling_integration_tests::measure::{bench_main, quantile, wait};
 use kindling_integration_tests::progress::Progress;
 use kindling_integration_tests::workspace::{JAIL_PROBE, JAILER, VMM};
 
@@ -31,19 +31,7 @@ const AT_A_TIME: [usize; 3] = [1, 5, 10];
 type Start<'a> = (&'static str, &'a dyn Fn(usize) -> Command);
 
 fn main() {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    // `cargo test --all-targets` runs benchmarks, too, but without this argument.
-    if !arguments.iter().any(|argument| argument == "--bench") {
-        return;
-    }
-    let rounds = arguments.iter().find_map(|argument| argument.parse().ok()).unwrap_or(ROUNDS);
-    match bench(rounds) {
-        Ok(table) => println!("{table}"),
-        Err(error) => {
-            eprintln!("jailer: {}", chain(&*error));
-            std::process::exit(1);
-        }
-    }
+    bench_main("jailer", ROUNDS, bench);
 }
 
 fn bench(rounds: usize) -> std::result::Result<String, Box<dyn std::error::Error>> {
@@ -87,9 +75,8 @@ fn bench(rounds: usize) -> std::result::Result<String, Box<dyn std::error::Error
             }
         }
         let median = |figure: fn(&Cost) -> Duration, samples: &[Cost]| {
-            let mut figures: Vec<Duration> = samples.iter().map(figure).collect();
-            figures.sort();
-            figures.get(figures.len() / 2).map_or(f64::NAN, |time| time.as_secs_f64() * 1e3)
+            let figures: Vec<f64> = samples.iter().map(|cost| figure(cost).as_secs_f64() * 1e3).collect();
+            quantile(&figures, 0.5)
         };
         let rows = samples
             .each_ref()
@@ -145,27 +132,9 @@ fn start_to_mark(command: &mut Command) -> Result<Cost> {
     let wall = start.elapsed();
     let text = String::from_utf8_lossy(text.get(..length).unwrap_or_default());
     let marked = text.trim().parse().map_err(Error::other)?;
-    let ended = wait(&child)?;
+    let ended = wait(&child, true)?;
     // The probe's own time is part of the child's, unless it is a process of its own.
     let own_process = command.get_args().any(|argument| argument == "--new-pid-ns");
     let jailer = if own_process { ended } else { Duration::ZERO };
     Ok(Cost { wall, processor: Duration::from_nanos(marked) + jailer })
-}
-
-/// Waits for the end of a process that has to succeed, and returns the processor time that it has used.
-fn wait(child: &Child) -> Result<Duration> {
-    let mut status = 0;
-    // SAFETY: all zeros is a valid `rusage`.
-    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
-    // SAFETY: both pointers are valid; the standard library does not wait for a child on its own.
-    if unsafe { libc::wait4(child.id().cast_signed(), &raw mut status, 0, &raw mut usage) } < 0 {
-        return Err(Error::last_os_error());
-    }
-    if status != 0 {
-        return Err(Error::other(format!("a process ended with wait status {status:#x}")));
-    }
-    let duration = |time: libc::timeval| {
-        Duration::new(time.tv_sec.cast_unsigned(), time.tv_usec.unsigned_abs() as u32 * 1000)
-    };
-    Ok(duration(usage.ru_utime) + duration(usage.ru_stime))
 }

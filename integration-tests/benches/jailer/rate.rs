@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use kindling_api::client::{Client, Response};
 use kindling_integration_tests::error::chain;
+use kindling_integration_tests::measure::quantile;
 use serde_json::json;
 
 /// Guests of each worker in one sample.
@@ -67,10 +68,7 @@ pub fn table(programs: &Programs, base: &Path, rounds: usize) -> Result<String> 
                 }
             }
         }
-        let medians = samples.map(|mut samples| {
-            samples.sort_by(f64::total_cmp);
-            samples.get(samples.len() / 2).copied().unwrap_or(f64::NAN)
-        });
+        let medians = samples.map(|samples| quantile(&samples, 0.5));
         for ((name, _), median) in kinds.iter().zip(medians) {
             // Writing to a string does not fail.
             let _ = writeln!(table, "| {at_a_time} | {name} | {median:.1} | {:.2} |", median / medians[2]);

@@ -1,10 +1,10 @@
 //! Which rules of the filters of system calls a run of tests needs. A rule that nothing needs has no place in a filter.
 //!
 //! With [`TESTS_VARIABLE`] naming a test binary, runs it with the arguments given and itself in the place of `vmm`, and prints
-//! which rules were needed as the last line, for `cargo verify --step seccomp-usage`. In that place it becomes the real `vmm` with filters that do as the embedded ones,
-//! but have a rule's first use reported: for rules that no run has used yet, the kernel asks a tracer ([`tracer`]), which notes
-//! the rule and lets the call pass. So each rule costs something once, all others nothing, and it is the kernel that
-//! says what a rule allows.
+//! which rules were needed as the last line, for `cargo verify --step seccomp-usage`. In that place it becomes the real `vmm`
+//! with filters that do as the embedded ones, but have a rule's first use reported: for rules that no run has used yet, the
+//! kernel asks a tracer ([`tracer`]), which notes the rule and lets the call pass. So each rule costs something once, all
+//! others nothing, and it is the kernel that says what a rule allows.
 
 mod rules;
 mod tracer;
