@@ -157,7 +157,7 @@ impl BalloonWorker {
 impl Worker for BalloonWorker {
     fn start(&mut self, watch: &mut Watch<'_>) -> Result<(), WorkerError> {
         for (token, (_, queue)) in (0..).zip(&self.queues) {
-            watch.add(queue.kick(), token, EventSet::IN)?;
+            watch.add_kicks(queue, token)?;
         }
         watch.add(&self.timer, TIMER, EventSet::IN)?;
         watch.add(&self.interval, INTERVAL, EventSet::IN)?;

@@ -81,8 +81,8 @@ struct Rings {
 unsafe impl Send for Queue {}
 
 impl Queue {
-    /// The queue that `state` describes, for a driver that accepted `features`. The driver makes `kick` readable when
-    /// it has made chains available; reading it must not wait (`EFD_NONBLOCK`).
+    /// The queue that `state` describes, for a driver that accepted `features`. The driver adds to `kick` when it has made
+    /// chains available; doing so must not wait (`EFD_NONBLOCK`).
     ///
     /// The state need not be trusted: one that the rings do not fit shows when chains are taken, as a driver that broke
     /// the protocol.
@@ -139,7 +139,8 @@ impl Queue {
         &self.memory
     }
 
-    /// What the driver makes readable when it has made chains available.
+    /// What the driver adds to when it has made chains available. Nobody reads it: that would be one system call more for
+    /// each batch. So it is watched for edges ([`Watch::add_kicks`](crate::Watch::add_kicks)).
     pub fn kick(&self) -> &EventFd {
         &self.kick
     }
@@ -246,8 +247,8 @@ impl Queue {
         self.available_word(INDEX) != next
     }
 
-    /// Asks the driver not to kick. It may do so all the same.
-    pub fn disable_kicks(&mut self) {
+    /// Begins a batch: asks the driver not to kick for now. It may do so all the same.
+    pub fn begin_batch(&mut self) {
         // With event indices there is no kick before the next event is asked for.
         if !self.event_index {
             let flag = VRING_USED_F_NO_NOTIFY as u16;
@@ -255,21 +256,19 @@ impl Queue {
         }
     }
 
-    /// Begins a batch: forgets the kick that announced it, and wants no more for now.
-    pub fn begin_batch(&mut self) {
-        // Fails when there was no kick.
-        let _ = self.kick.read();
-        self.disable_kicks();
-    }
-
-    /// Ends a batch: publishes, and asks for a kick. When there is more already, the queue kicks itself, so that its
-    /// worker comes back to it after whatever else its thread has to do.
+    /// Ends a batch: publishes, and asks for a kick. When there is more already, the queue kicks itself
+    /// ([`Queue::kick_worker`]).
     pub fn end_batch(&mut self) {
         self.publish();
         if self.enable_kicks() {
-            // Fails only when the counter is full, and then there is a kick already.
-            let _ = self.kick.write(1);
+            self.kick_worker();
         }
+    }
+
+    /// Kicks in the driver's place: the queue's worker comes back to it after whatever else its thread has to do.
+    pub fn kick_worker(&self) {
+        // Fails only when the counter is full, which takes longer than any machine runs.
+        let _ = self.kick.write(1);
     }
 
     /// Looks for new chains; returns whether there are any.

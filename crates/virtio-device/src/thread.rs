@@ -13,8 +13,8 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::error::one_line;
-use crate::handover::{Giver, Queue, Taker, answer};
-use crate::{Interrupt, StopError, Worker, WorkerError};
+use crate::handover::{self, Giver, Taker, answer};
+use crate::{Interrupt, Queue, StopError, Worker, WorkerError};
 
 /// Stack of a worker's thread: a worker neither recurses nor keeps buffers on it. Pages that are not touched cost nothing.
 const STACK_BYTES: usize = 128 << 10;
@@ -46,7 +46,7 @@ pub struct Stopping(Taker<Option<Box<dyn Worker>>>);
 
 #[derive(Debug)]
 struct Control {
-    requests: Arc<Queue<Request>>,
+    requests: Arc<handover::Queue<Request>>,
     event: EventFd,
     slots: AtomicU32,
 }
@@ -70,7 +70,7 @@ impl WorkerThread {
         let epoll = Epoll::new()?;
         let watch = EpollEvent::new(EventSet::IN, u64::from(CONTROL) << 32);
         epoll.ctl(ControlOperation::Add, event.as_raw_fd(), watch)?;
-        let requests = Arc::new(Queue::default());
+        let requests = Arc::new(handover::Queue::default());
         let (ready, is_ready) = mpsc::sync_channel(1);
         let runner = Runner {
             epoll,
@@ -151,7 +151,7 @@ impl Drop for Control {
 struct Runner {
     epoll: Epoll,
     event: EventFd,
-    requests: Arc<Queue<Request>>,
+    requests: Arc<handover::Queue<Request>>,
     /// By slot.
     places: BTreeMap<u32, Place>,
     /// The slots of which a failure was logged. A guest that has its device fail again and again does not fill the log.
@@ -303,6 +303,16 @@ impl<'a> Watch<'a> {
             .map_err(WorkerError::host("watch a descriptor"))?;
         self.watched.insert(fd);
         Ok(())
+    }
+
+    /// Watches the kicks of a queue: the worker gets an event with `token` for those since the last one. Nobody needs to read
+    /// [`Queue::kick`], and one that came before the watch brings an event, too.
+    ///
+    /// # Errors
+    ///
+    /// As [`Watch::add`].
+    pub fn add_kicks(&mut self, queue: &Queue, token: u32) -> Result<(), WorkerError> {
+        self.add(queue.kick(), token, EventSet::IN | EventSet::EDGE_TRIGGERED)
     }
 
     /// Watches `file` for other events from now on.

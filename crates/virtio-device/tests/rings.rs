@@ -194,19 +194,6 @@ fn a_queue_that_has_more_to_do_kicks_itself() {
 }
 
 #[test]
-fn a_batch_forgets_the_kicks_before_it_and_none_after() {
-    let (mut driver, mut queue) = pair(8, 0);
-    driver.queues[0].add(&[Buffer::Writable(1)]);
-    driver.queues[0].kick();
-    queue.begin_batch();
-    assert!(queue.kick().read().is_err());
-    driver.queues[0].kick();
-    use_all(&mut queue);
-    queue.end_batch();
-    assert_eq!(queue.kick().read().unwrap(), 1);
-}
-
-#[test]
 fn a_chain_that_was_put_back_is_the_next_to_come() {
     let (mut driver, mut queue) = pair(8, 0);
     offer(&mut driver, 3);

@@ -4,6 +4,7 @@
 
 mod common;
 
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
 use common::{EVENT_IDX, INDIRECT, driver, set_word, word, words};
@@ -43,12 +44,33 @@ impl Echo {
 
 impl Worker for Echo {
     fn start(&mut self, watch: &mut Watch<'_>) -> Result<(), WorkerError> {
-        watch.add(self.queue.kick(), 0, EventSet::IN)?;
+        watch.add_kicks(&self.queue, 0)?;
         self.echo()
     }
 
     fn event(&mut self, _: u32, _: EventSet, _: &mut Watch<'_>) -> Result<(), WorkerError> {
         self.echo()
+    }
+
+    fn queues(&self) -> Vec<QueueState> {
+        vec![self.queue.state()]
+    }
+}
+
+/// Says when it is kicked, and does nothing else.
+struct Listener {
+    queue: Queue,
+    kicked: Sender<()>,
+}
+
+impl Worker for Listener {
+    fn start(&mut self, watch: &mut Watch<'_>) -> Result<(), WorkerError> {
+        watch.add_kicks(&self.queue, 0)
+    }
+
+    fn event(&mut self, _: u32, _: EventSet, _: &mut Watch<'_>) -> Result<(), WorkerError> {
+        let _ = self.kicked.send(());
+        Ok(())
     }
 
     fn queues(&self) -> Vec<QueueState> {
@@ -143,6 +165,30 @@ fn with_event_indices_100_000_chains_need_no_kick_and_no_interrupt_that_does_not
     let _slot = start(&driver);
     send(&mut driver, 100_000, |_, _| ());
     assert!(driver.interrupt.queue(0) < 100_000);
+}
+
+#[test]
+fn a_kick_that_nobody_reads_wakes_a_worker_once_and_each_that_starts() {
+    #[track_caller]
+    fn once(kicked: &Receiver<()>) {
+        kicked.recv_timeout(Duration::from_secs(20)).unwrap();
+        assert_eq!(kicked.recv_timeout(Duration::from_millis(30)), Err(RecvTimeoutError::Timeout));
+    }
+    let driver = driver(64, 0);
+    let (sender, kicked) = channel();
+    let slot = WorkerThread::spawn("io listen", || Ok(())).unwrap().slot();
+    driver.queues[0].kick();
+    slot.start(
+        Box::new(Listener { queue: common::queue(&driver), kicked: sender }),
+        driver.interrupt.clone(),
+    );
+    once(&kicked);
+    for _ in 0..3 {
+        driver.queues[0].kick();
+        once(&kicked);
+    }
+    slot.start(stop(&slot), driver.interrupt.clone());
+    once(&kicked);
 }
 
 #[test]

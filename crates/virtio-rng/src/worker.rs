@@ -83,7 +83,7 @@ impl RngWorker {
 
 impl Worker for RngWorker {
     fn start(&mut self, watch: &mut Watch<'_>) -> Result<(), WorkerError> {
-        watch.add(self.queue.kick(), QUEUE, EventSet::IN)?;
+        watch.add_kicks(&self.queue, QUEUE)?;
         watch.add(&self.changed, CHANGED, EventSet::IN)?;
         watch.add(self.limiter.timer(), LIMITER, EventSet::IN)?;
         self.serve()

@@ -161,7 +161,7 @@ fn granule(disk: &dyn Disk) -> u32 {
 
 impl<E: Engine> Worker for BlkWorker<E> {
     fn start(&mut self, watch: &mut Watch<'_>) -> Result<(), WorkerError> {
-        watch.add(self.io.queue.kick(), KICK, EventSet::IN)?;
+        watch.add_kicks(&self.io.queue, KICK)?;
         watch.add(&self.settings, SETTINGS, EventSet::IN)?;
         watch.add(self.limiter.timer(), TIMER, EventSet::IN)?;
         if let Some(file) = self.engine.watched() {

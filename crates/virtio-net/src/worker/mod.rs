@@ -123,7 +123,7 @@ impl NetWorker {
 
     fn receive(&mut self, watch: &mut Watch<'_>) -> Result<(), WorkerError> {
         if self.interest.is_none() {
-            // No frame will ever come. The kick is taken note of.
+            // No frame will ever come, and buffers for one need no kick.
             self.rx.queue.begin_batch();
             return Ok(());
         }
@@ -184,13 +184,13 @@ impl NetWorker {
 
 impl Worker for NetWorker {
     fn start(&mut self, watch: &mut Watch<'_>) -> Result<(), WorkerError> {
-        watch.add(self.rx.queue.kick(), RECEIVE, EventSet::IN)?;
-        watch.add(self.tx.queue.kick(), TRANSMIT, EventSet::IN)?;
+        watch.add_kicks(&self.rx.queue, RECEIVE)?;
+        watch.add_kicks(&self.tx.queue, TRANSMIT)?;
         watch.add(self.rx.limiter.timer(), RECEIVE_TIMER, EventSet::IN)?;
         watch.add(self.tx.limiter.timer(), TRANSMIT_TIMER, EventSet::IN)?;
         watch.add(&self.settings, SETTINGS, EventSet::IN)?;
         if let Some(commands) = &self.commands {
-            watch.add(commands.queue.kick(), COMMANDS, EventSet::IN)?;
+            watch.add_kicks(&commands.queue, COMMANDS)?;
             watch.add(commands.limiter.timer(), COMMANDS_TIMER, EventSet::IN)?;
         }
         if let Some(interest) = self.interest {

@@ -66,8 +66,8 @@ impl Receiver {
         self.queue.begin_batch();
         let wait = self.batch(tap, link_up, detour.as_deref_mut())?;
         if wait == Wait::Tap && link_up && detour.is_some_and(|detour| detour.is_due()) {
-            // The batch was full, and the tap might never be readable. Fails only when there is a kick already.
-            let _ = self.queue.kick().write(1);
+            // The batch was full, and the tap might never be readable.
+            self.queue.kick_worker();
         }
         let (frames, bytes) = std::mem::take(&mut self.given);
         self.metrics.rx_frames.add(frames);

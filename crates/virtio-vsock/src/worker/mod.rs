@@ -144,8 +144,7 @@ impl VsockWorker {
             self.settle(index, watch);
         }
         if self.has_output() && !self.starving {
-            // Fails only when the counter is full, and then there is a kick already.
-            let _ = self.rx.kick().write(1);
+            self.rx.kick_worker();
         }
         self.watch_listener(watch)
     }
@@ -250,10 +249,10 @@ impl VsockWorker {
 
 impl Worker for VsockWorker {
     fn start(&mut self, watch: &mut Watch<'_>) -> Result<(), WorkerError> {
-        watch.add(self.rx.kick(), RX_TOKEN, EventSet::IN)?;
-        watch.add(self.tx.kick(), TX_TOKEN, EventSet::IN)?;
+        watch.add_kicks(&self.rx, RX_TOKEN)?;
+        watch.add_kicks(&self.tx, TX_TOKEN)?;
         if let Some(event) = &self.event {
-            watch.add(event.kick(), EVENT_TOKEN, EventSet::IN)?;
+            watch.add_kicks(event, EVENT_TOKEN)?;
         }
         watch.add(self.timer.fd(), TIMER_TOKEN, EventSet::IN)?;
         (self.listening, self.accept_after) = (false, None);

@@ -18,7 +18,7 @@ impl VsockWorker {
         if !self.has_output() {
             return Ok(());
         }
-        self.rx.disable_kicks();
+        self.rx.begin_batch();
         for _ in 0..self.rx.size() {
             if !self.has_output() {
                 break;

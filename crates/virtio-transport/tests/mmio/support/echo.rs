@@ -165,7 +165,7 @@ impl EchoWorker {
 
 impl Worker for EchoWorker {
     fn start(&mut self, watch: &mut Watch<'_>) -> Result<(), WorkerError> {
-        watch.add(self.queue.kick(), 0, EventSet::IN)?;
+        watch.add_kicks(&self.queue, 0)?;
         self.serve()
     }
 
