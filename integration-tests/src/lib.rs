@@ -19,6 +19,7 @@ pub mod nested;
 pub mod packages;
 pub mod place;
 pub mod progress;
+pub mod ptrace;
 pub mod python;
 pub mod root_image;
 pub mod run;

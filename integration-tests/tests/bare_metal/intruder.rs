@@ -6,8 +6,9 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::ptr::null_mut;
 use std::time::Duration;
+
+use kindling_integration_tests::ptrace;
 
 /// The instruction `syscall`.
 const SYSCALL: [u8; 2] = [0x0f, 0x05];
@@ -27,18 +28,18 @@ impl Intruder {
     /// Takes over the thread with this number.
     pub fn new(thread: libc::pid_t) -> Self {
         let memory = File::options().read(true).write(true).open(format!("/proc/{thread}/mem")).unwrap();
-        request(libc::PTRACE_SEIZE, thread, 0).unwrap();
+        ptrace::request(libc::PTRACE_SEIZE, thread, 0).unwrap();
         loop {
-            request(libc::PTRACE_INTERRUPT, thread, 0).unwrap();
+            ptrace::request(libc::PTRACE_INTERRUPT, thread, 0).unwrap();
             stopped(thread);
-            let before = registers(thread);
+            let before = ptrace::registers(thread).unwrap();
             let mut instruction = [0; SYSCALL.len()];
             memory.read_exact_at(&mut instruction, before.rip - SYSCALL.len() as u64).unwrap();
             if instruction == SYSCALL {
                 return Self { thread, memory, before };
             }
             // It was on its way.
-            request(libc::PTRACE_CONT, thread, 0).unwrap();
+            ptrace::request(libc::PTRACE_CONT, thread, 0).unwrap();
             std::thread::sleep(Duration::from_millis(1));
         }
     }
@@ -64,51 +65,23 @@ impl Intruder {
         // What the thread waited in is not to be tried again now.
         registers.orig_rax = u64::MAX;
         [registers.rdi, registers.rsi, registers.rdx] = arguments;
-        set_registers(self.thread, &registers);
-        request(libc::PTRACE_SINGLESTEP, self.thread, 0).unwrap();
+        ptrace::set_registers(self.thread, &registers).unwrap();
+        ptrace::request(libc::PTRACE_SINGLESTEP, self.thread, 0).unwrap();
         stopped(self.thread);
-        let result = self::registers(self.thread).rax as i64;
+        let result = ptrace::registers(self.thread).unwrap().rax as i64;
         if result < 0 { Err(io::Error::from_raw_os_error(-result as i32)) } else { Ok(()) }
     }
 }
 
 impl Drop for Intruder {
     fn drop(&mut self) {
-        set_registers(self.thread, &self.before);
-        request(libc::PTRACE_DETACH, self.thread, 0).unwrap();
-    }
-}
-
-/// A request that uses no memory.
-fn request(request: libc::c_uint, thread: libc::pid_t, data: usize) -> io::Result<()> {
-    let nowhere = null_mut::<libc::c_void>();
-    // SAFETY: none of these requests reads or writes memory of this process.
-    match unsafe { libc::ptrace(request, thread, nowhere, data) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
+        ptrace::set_registers(self.thread, &self.before).unwrap();
+        ptrace::request(libc::PTRACE_DETACH, self.thread, 0).unwrap();
     }
 }
 
 /// Waits until the thread has stopped.
 fn stopped(thread: libc::pid_t) {
-    let mut status = 0;
-    // SAFETY: the status is written to a variable that lives across the call.
-    let waited = unsafe { libc::waitpid(thread, &raw mut status, libc::__WALL) };
-    assert_eq!(waited, thread, "{}", io::Error::last_os_error());
+    let (_, status) = ptrace::wait(thread).unwrap();
     assert!(libc::WIFSTOPPED(status), "{status:#x}");
-}
-
-fn registers(thread: libc::pid_t) -> libc::user_regs_struct {
-    // SAFETY: the structure is integers only.
-    let mut registers: libc::user_regs_struct = unsafe { std::mem::zeroed() };
-    // SAFETY: the request fills in this structure, which lives across the call.
-    let result = unsafe { libc::ptrace(libc::PTRACE_GETREGS, thread, 0, &raw mut registers) };
-    assert_eq!(result, 0, "{}", io::Error::last_os_error());
-    registers
-}
-
-fn set_registers(thread: libc::pid_t, registers: &libc::user_regs_struct) {
-    // SAFETY: the request reads this structure, which lives across the call.
-    let result = unsafe { libc::ptrace(libc::PTRACE_SETREGS, thread, 0, &raw const *registers) };
-    assert_eq!(result, 0, "{}", io::Error::last_os_error());
 }

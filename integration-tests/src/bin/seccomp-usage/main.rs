@@ -1,7 +1,7 @@
 //! Which rules of the filters of system calls a run of tests needs. A rule that nothing needs has no place in a filter.
 //!
 //! With [`TESTS_VARIABLE`] naming a test binary, runs it with the arguments given and itself in the place of `vmm`, and prints
-//! which rules were needed as the last line, for `cargo verify --step seccomp-usage`. In that place it becomes the real `vmm`
+//! lines with the rules that were needed between those of the tests, for `cargo verify --step seccomp-usage`. In that place it becomes the real `vmm`
 //! with filters that do as the embedded ones, but have a rule's first use reported: for rules that no run has used yet, the
 //! kernel asks a tracer ([`tracer`]), which notes the rule and lets the call pass. So each rule costs something once, all
 //! others nothing, and it is the kernel that says what a rule allows.
@@ -11,10 +11,11 @@ mod tracer;
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
+use std::io::{self, Read, Write};
 use std::ops::Range;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::{ChildStdout, Command, ExitCode, Stdio};
 use std::{env, fs};
 
 use kindling_integration_tests::error::{Context, Error, Result, chain};
@@ -40,7 +41,7 @@ fn main() -> ExitCode {
     })
 }
 
-/// Runs a test binary, prints which rules it needed, and returns how it ended.
+/// Runs a test binary, prints which rules it needs as that shows, and returns how it ended.
 fn run_tests(arguments: &[OsString]) -> Result<ExitCode> {
     let program = env::var_os(TESTS_VARIABLE)
         .ok_or_else(|| Error::Protocol(format!("{TESTS_VARIABLE} does not name a test binary")))?;
@@ -50,10 +51,37 @@ fn run_tests(arguments: &[OsString]) -> Result<ExitCode> {
     let vmm = env::var_os(variable).ok_or_else(|| Error::Protocol(format!("{variable} is not set")))?;
     let mut command = Command::new(&program);
     command.args(arguments).env(FOLDER_VARIABLE, folder.path()).env(TRACED_VARIABLE, vmm);
-    let status = command.env(variable, env::current_exe().doing(doing)?).status().doing(doing)?;
-    let used: Vec<String> = used(folder.path())?.iter().map(usize::to_string).collect();
-    println!("{USED}{}", used.join(" "));
+    command.env(variable, env::current_exe().doing(doing)?);
+    let mut child = command.stdout(Stdio::piped()).spawn().doing(doing)?;
+    if let Some(output) = child.stdout.take() {
+        copy(output, folder.path())?;
+    }
+    let status = child.wait().doing(doing)?;
     Ok(ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1)))
+}
+
+/// Copies a test binary's output, with what is new about rules between its lines. A run that breaks off has said it, too.
+fn copy(mut output: ChildStdout, folder: &Path) -> Result<()> {
+    let doing = || "cannot copy the output of the tests".to_owned();
+    let mut told = BTreeSet::new();
+    let mut tell = |out: &mut dyn Write| -> Result<()> {
+        let new: Vec<usize> = used(folder)?.difference(&told).copied().collect();
+        if !new.is_empty() {
+            let numbers: Vec<_> = new.iter().map(usize::to_string).collect();
+            writeln!(out, "{USED}{}", numbers.join(" ")).doing(doing)?;
+        }
+        told.extend(new);
+        Ok(())
+    };
+    let (mut out, mut buffer) = (io::stdout(), [0; 4096]);
+    loop {
+        let count = output.read(&mut buffer).doing(doing)?;
+        let Some(chunk @ [.., last]) = buffer.get(..count) else { return tell(&mut out) };
+        out.write_all(chunk).and_then(|()| out.flush()).doing(doing)?;
+        if *last == b'\n' {
+            tell(&mut out)?;
+        }
+    }
 }
 
 /// The rules that were used so far.

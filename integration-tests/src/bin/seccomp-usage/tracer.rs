@@ -7,6 +7,8 @@ use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::ptr;
 
+use kindling_integration_tests::ptrace;
+
 const OPTIONS: libc::c_int = libc::PTRACE_O_TRACESECCOMP
     | libc::PTRACE_O_TRACECLONE
     | libc::PTRACE_O_TRACEFORK
@@ -25,7 +27,7 @@ pub fn start(folder: &Path) -> io::Result<()> {
             if let Ok(0) = fork() {
                 let keep = tell.as_raw_fd();
                 close_all_but(keep);
-                if seize(traced).is_ok() {
+                if ptrace::request(libc::PTRACE_SEIZE, traced, OPTIONS).is_ok() {
                     let _ = io::Write::write_all(&mut &tell, b".");
                     drop(tell);
                     trace(folder);
@@ -60,27 +62,9 @@ fn close_all_but(kept: libc::c_int) {
     }
 }
 
-fn seize(pid: libc::pid_t) -> io::Result<()> {
-    request(libc::PTRACE_SEIZE, pid, OPTIONS as usize)
-}
-
-fn request(request: libc::c_uint, pid: libc::pid_t, data: usize) -> io::Result<()> {
-    // SAFETY: these requests take numbers.
-    match unsafe { libc::ptrace(request, pid, ptr::null_mut::<libc::c_void>(), data) } {
-        -1 => Err(io::Error::last_os_error()),
-        _ => Ok(()),
-    }
-}
-
 /// Lets every thread go on from wherever it stops, until there is none any more.
 fn trace(folder: &Path) {
-    loop {
-        let mut status = 0;
-        // SAFETY: the call writes one number.
-        let pid = unsafe { libc::waitpid(-1, &raw mut status, libc::__WALL) };
-        if pid < 0 {
-            return;
-        }
+    while let Ok((pid, status)) = ptrace::wait(-1) {
         if !libc::WIFSTOPPED(status) {
             continue;
         }
@@ -96,16 +80,13 @@ fn trace(folder: &Path) {
             _ => (libc::PTRACE_CONT, 0),
         };
         // Fails for a thread that was killed meanwhile.
-        let _ = request(how, pid, signal as usize);
+        let _ = ptrace::request(how, pid, signal);
     }
 }
 
 /// Notes the rule for which a thread has stopped.
 fn note(pid: libc::pid_t, folder: &Path) {
-    let mut rule: libc::c_ulong = 0;
-    let place = &raw mut rule;
-    // SAFETY: the request writes one number.
-    if unsafe { libc::ptrace(libc::PTRACE_GETEVENTMSG, pid, ptr::null_mut::<libc::c_void>(), place) } == 0 {
+    if let Ok(rule) = ptrace::event_message(pid) {
         let path = folder.join(rule.to_string());
         if !fs::exists(&path).unwrap_or(false) {
             let _ = File::create(path);

@@ -2,9 +2,12 @@
 //!
 //! Works with a stable compiler: coverage feedback comes from LLVM's own pass, the engine from `libfuzzer-sys`.
 
-use std::fs;
+use std::num::NonZero;
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
+use std::{fs, iter, thread};
 
 use kindling_integration_tests::error::{Context as _, Error, Result};
 use kindling_integration_tests::harness::Vmm;
@@ -84,11 +87,19 @@ pub fn run(context: &Context) -> Result<Passed> {
     show(command.env("RUSTFLAGS", RUSTFLAGS).env_remove("CARGO_ENCODED_RUSTFLAGS"))?;
 
     let fuzzers: Vec<_> = packages.iter().flat_map(|package| fuzzers(package)).collect();
-    let mut failures = Vec::new();
-    for fuzzer in &fuzzers {
-        failures.extend(fuzzer.run(&target_dir, context.fuzz_seconds).err());
-    }
-    if let Some(failure) = failures.pop() {
+    // A target has one thread, and this machine as many processors as it has.
+    let (waiting, seconds) = (Mutex::new(fuzzers.iter()), context.fuzz_seconds);
+    let next = || waiting.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let work = || iter::from_fn(next).filter_map(|fuzzer| fuzzer.run(&target_dir, seconds).err()).last();
+    let failure = thread::scope(|scope| {
+        let processors = thread::available_parallelism().map_or(1, NonZero::get);
+        let workers: Vec<_> = (0..processors).map(|_| scope.spawn(work)).collect();
+        workers
+            .into_iter()
+            .filter_map(|worker| worker.join().unwrap_or_else(|panic| resume_unwind(panic)))
+            .last()
+    });
+    if let Some(failure) = failure {
         return Err(failure);
     }
     let note = format!("{} targets, {} s each", fuzzers.len(), context.fuzz_seconds);

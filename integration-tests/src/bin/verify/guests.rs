@@ -21,20 +21,41 @@ const CLIENTS_PACKAGE: &str = "kindling-client-tests";
 /// The packages of the clients in Python.
 const PYTHON_CLIENTS: &str = "integration-tests/clients/tests/python_clients/requirements.txt";
 
-const BAD_INPUT: Suite =
-    Suite { package: PACKAGE, name: "bad_input", needs: Needs::AnyKvm, prepare: |_, _| Ok(()) };
+const BAD_INPUT: Suite = Suite {
+    package: PACKAGE,
+    name: "bad_input",
+    needs: Needs::AnyKvm,
+    notes_rules: false,
+    prepare: |_, _| Ok(()),
+};
 /// The bare-metal guest's tests.
-pub const BARE_METAL: Suite =
-    Suite { package: PACKAGE, name: "bare_metal", needs: Needs::AnyKvm, prepare: add_images };
+pub const BARE_METAL: Suite = Suite {
+    package: PACKAGE,
+    name: "bare_metal",
+    needs: Needs::AnyKvm,
+    notes_rules: true,
+    prepare: add_images,
+};
 /// The tests with stock Linux guests.
-pub const LINUX: Suite =
-    Suite { package: PACKAGE, name: "linux", needs: Needs::GuestKernels, prepare: |_, _| Ok(()) };
-const CLIENTS: Suite =
-    Suite { package: CLIENTS_PACKAGE, name: "clients", needs: Needs::GuestKernels, prepare: |_, _| Ok(()) };
+pub const LINUX: Suite = Suite {
+    package: PACKAGE,
+    name: "linux",
+    needs: Needs::GuestKernels,
+    notes_rules: true,
+    prepare: |_, _| Ok(()),
+};
+const CLIENTS: Suite = Suite {
+    package: CLIENTS_PACKAGE,
+    name: "clients",
+    needs: Needs::GuestKernels,
+    notes_rules: false,
+    prepare: |_, _| Ok(()),
+};
 const IN_PYTHON: Suite = Suite {
     package: CLIENTS_PACKAGE,
     name: "python_clients",
     needs: Needs::AnyKvm,
+    notes_rules: false,
     prepare: |context, command| {
         add_images(context, command)?;
         command.env(python::VARIABLE, python::prepare(PYTHON_CLIENTS, &context.progress)?);

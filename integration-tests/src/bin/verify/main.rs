@@ -11,6 +11,7 @@ mod steps;
 mod suite;
 mod usage;
 
+use std::cell::RefCell;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -19,6 +20,7 @@ use kindling_integration_tests::error::{Error, chain};
 use kindling_integration_tests::packages;
 use kindling_integration_tests::progress::Progress;
 use steps::{Passed, STEPS, Step};
+use usage::Noted;
 
 /// Checks formatting, lints and documentation, and runs every test and fuzz target.
 ///
@@ -84,6 +86,8 @@ struct Context {
     fuzz_seconds: u32,
     api_examples: u32,
     progress: Progress,
+    /// What the steps before have noted of the use of filters.
+    noted: RefCell<Noted>,
 }
 
 /// A step that has run.
@@ -107,6 +111,7 @@ fn main() -> ExitCode {
         fuzz_seconds: options.fuzz_seconds,
         api_examples: options.api_examples,
         progress: Progress::new(),
+        noted: RefCell::default(),
     };
     if let Some(filter) = &context.filter {
         let left_out: Vec<_> = STEPS.iter().filter(|step| !step.filterable).map(|step| step.name).collect();

@@ -11,8 +11,10 @@ use kindling_integration_tests::place::{self, Decision, Place, kvm_opens};
 use kindling_integration_tests::progress::Progress;
 use kindling_integration_tests::run;
 use kindling_integration_tests::runner::{EXIT_HOST_BROKEN, VMM_VARIABLE};
-use kindling_integration_tests::usage::TESTS_VARIABLE;
-use kindling_integration_tests::workspace::{HOST_RUNNER, JAILED_VMM, JAILER, VMM, cargo, link_statically};
+use kindling_integration_tests::usage::{self, TESTS_VARIABLE};
+use kindling_integration_tests::workspace::{
+    HOST_RUNNER, JAILED_VMM, JAILER, SECCOMP_USAGE, VMM, cargo, link_statically,
+};
 use serde::Deserialize;
 
 use crate::Context;
@@ -69,6 +71,8 @@ pub struct Suite {
     pub name: &'static str,
     /// What it needs.
     pub needs: Needs,
+    /// Whether its tests in the jail show which rules of the filters are used.
+    pub notes_rules: bool,
     /// Gives it what it needs besides guests.
     pub prepare: fn(&Context, &mut Command) -> Result<()>,
 }
@@ -115,21 +119,17 @@ impl Suite {
         let filter: Vec<&str> = context.filter.iter().map(String::as_str).collect();
         let mut runs = Vec::new();
         for pass in passes {
-            runs.extend(self.prepare(context, *pass, &filter, None)?);
+            runs.extend(self.prepare(context, *pass, &filter)?);
         }
-        let (passed, _) = finish(&mut runs)?;
+        let passed = finish(context, &mut runs)?;
+        if self.notes_rules && passes.contains(&Pass::Jailed) && filter.is_empty() {
+            context.noted.borrow_mut().suites.push(self.name);
+        }
         Ok(passed)
     }
 
-    /// Makes ready for a run with the tests whose names contain one of `filter`; none if there are none. `wrapper` is a
-    /// program that runs the test binary that [`TESTS_VARIABLE`] names.
-    pub fn prepare(
-        &self,
-        context: &Context,
-        pass: Pass,
-        filter: &[&str],
-        wrapper: Option<&Path>,
-    ) -> Result<Option<Run>> {
+    /// Makes ready for a run with the tests whose names contain one of `filter`; none if there are none.
+    pub fn prepare(&self, context: &Context, pass: Pass, filter: &[&str]) -> Result<Option<Run>> {
         let (progress, name) = (&context.progress, self.name);
         let binary = progress
             .during(&format!("building the tests of {name} (static)"), || build(self.package, name))?;
@@ -145,7 +145,8 @@ impl Suite {
         }
         let directly = self.runs_directly();
         let in_nested_host = self.runs_nested(context)?;
-        let program = wrapper.unwrap_or(&binary);
+        let notes_rules = self.notes_rules && pass == Pass::Jailed;
+        let program = if notes_rules { SECCOMP_USAGE.build(progress)? } else { binary.clone() };
         let mut command = if directly {
             Command::new(program)
         } else {
@@ -161,18 +162,17 @@ impl Suite {
             into_jail(&mut command, progress)?;
         }
         (self.prepare)(context, &mut command)?;
-        if wrapper.is_some() {
+        if notes_rules {
             command.env(TESTS_VARIABLE, &binary);
         }
         Ok(Some(Run { command, pass, in_nested_host }))
     }
 }
 
-/// Carries runs out, those in nested hosts at the same time: each has one processor, this machine most likely more. Returns
-/// all that they said, too.
-pub fn finish(runs: &mut [Run]) -> Result<(Passed, Vec<u8>)> {
+/// Carries runs out, those in nested hosts at the same time: each has one processor, this machine most likely more.
+pub fn finish(context: &Context, runs: &mut [Run]) -> Result<Passed> {
     if runs.is_empty() {
-        return Ok((Passed { note: "no test has such a name".to_owned(), tests: 0 }, Vec::new()));
+        return Ok(Passed { note: "no test has such a name".to_owned(), tests: 0 });
     }
     let broken = |code| {
         let text = "the nested host broke; that says nothing about the tests";
@@ -181,9 +181,9 @@ pub fn finish(runs: &mut [Run]) -> Result<(Passed, Vec<u8>)> {
     let side_by_side = runs.iter().any(|run| run.in_nested_host);
     let commands = runs.iter_mut().map(|run| &mut run.command);
     let results = show_all_tests(commands.collect(), side_by_side, broken);
-    let (mut sum, mut output, mut failed) = (Passed::default(), Vec::new(), Vec::new());
+    let (mut sum, mut failed) = (Passed::default(), Vec::new());
     for (run, (said, result)) in runs.iter().zip(results) {
-        output.extend(said);
+        context.noted.borrow_mut().rules.append(&mut usage::used(&String::from_utf8_lossy(&said)));
         match result {
             Ok(tests) => {
                 let passed = tests.passed();
@@ -194,7 +194,7 @@ pub fn finish(runs: &mut [Run]) -> Result<(Passed, Vec<u8>)> {
             Err(error) => failed.push(format!("{}{}", chain(&error), run.pass.suffix())),
         }
     }
-    if failed.is_empty() { Ok((sum, output)) } else { Err(Error::Protocol(failed.join("; "))) }
+    if failed.is_empty() { Ok(sum) } else { Err(Error::Protocol(failed.join("; "))) }
 }
 
 /// Has a run of tests start `vmm` in jails.
