@@ -1,6 +1,6 @@
 //! What I/O costs a stock Linux guest, in instructions: `vmm` beside other monitors.
 //!
-//!     cargo bench --package kindling-integration-tests --bench io [-- ROUNDS] [WORD] [firecracker=FILE]
+//!     cargo bench --package kindling-integration-tests --bench io [-- [ROUNDS] [WORD] [firecracker=FILE]]
 //!
 //! With a word, only groups with it in their names. QEMU's machine `microvm` is always among the monitors, and `vmm` without
 //! its filters of system calls; Firecracker is if it is there, as the file named.
