@@ -18,6 +18,7 @@ use kindling_virtio_vsock::{DEFAULT_MAX_CONNECTIONS, SocketFile, Vsock};
 
 use crate::error::Error;
 use crate::metadata::Metadata;
+use crate::prepared::replace;
 use crate::registry::{Machine, Registry};
 
 /// A device that a configuration asks for, in the order in which a guest finds them.
@@ -52,6 +53,20 @@ fn wanted(config: &VmConfig) -> Vec<Wanted<'_>> {
         config.balloon.as_ref().map(Wanted::Balloon),
     ];
     drives.chain(interfaces).chain(others.into_iter().flatten()).collect()
+}
+
+/// What `section` of `config` describes, if it is a device.
+fn changed<'c>(config: &'c VmConfig, section: &Section) -> Option<Wanted<'c>> {
+    wanted(config).into_iter().find(|wanted| match (wanted, section) {
+        (Wanted::Drive(_, config), Section::Drive(changed)) => config.drive_id == changed.drive_id,
+        (Wanted::NetworkInterface(_, config), Section::NetworkInterface(changed)) => {
+            config.iface_id == changed.iface_id
+        }
+        (Wanted::Vsock(_), Section::Vsock(_))
+        | (Wanted::Entropy(_), Section::Entropy(_))
+        | (Wanted::Balloon(_), Section::Balloon(_)) => true,
+        _ => false,
+    })
 }
 
 impl Wanted<'_> {
@@ -89,6 +104,17 @@ impl Wanted<'_> {
         format!("{} {}", self.kind(), self.id())
     }
 
+    /// Whether the back end of the other one cannot be opened while that of this one is open.
+    fn excludes(&self, other: &Wanted<'_>) -> bool {
+        match (self, other) {
+            (Wanted::NetworkInterface(_, one), Wanted::NetworkInterface(_, other)) => {
+                one.host_dev_name == other.host_dev_name
+            }
+            (Wanted::Vsock(one), Wanted::Vsock(other)) => one.uds_path == other.uds_path,
+            _ => false,
+        }
+    }
+
     fn open(&self) -> Result<Opened, Error> {
         let opened = match self {
             Wanted::Drive(_, config) => drive(config).map(Opened::Drive),
@@ -109,25 +135,20 @@ impl Wanted<'_> {
 pub struct OpenDevices(BTreeMap<String, Opened>);
 
 impl OpenDevices {
-    /// Opens the back end of what `section` of `config` describes, if it is a device. What was open under its name is
-    /// closed first: it may be the same file, tap or socket. Should this fail, the device is opened when the guest
-    /// starts, as its configuration then has it.
-    pub fn open(&mut self, config: &VmConfig, section: &Section) -> Result<(), Error> {
-        let wanted = wanted(config).into_iter().find(|wanted| match (wanted, section) {
-            (Wanted::Drive(_, config), Section::Drive(changed)) => config.drive_id == changed.drive_id,
-            (Wanted::NetworkInterface(_, config), Section::NetworkInterface(changed)) => {
-                config.iface_id == changed.iface_id
-            }
-            (Wanted::Vsock(_), Section::Vsock(_))
-            | (Wanted::Entropy(_), Section::Entropy(_))
-            | (Wanted::Balloon(_), Section::Balloon(_)) => true,
-            _ => false,
-        });
-        if let Some(wanted) = wanted {
-            self.0.remove(&wanted.key());
-            self.0.insert(wanted.key(), wanted.open()?);
+    /// Opens the back end of what `section` of `config` describes, if it is a device, in the place of what is open under its
+    /// name since `before`. Should this fail, that stays open, unless it is the same tap or socket: then it is opened anew.
+    pub fn open(&mut self, before: &VmConfig, config: &VmConfig, section: &Section) -> Result<(), Error> {
+        let Some(wanted) = changed(config, section) else { return Ok(()) };
+        let before = changed(before, section);
+        let is_exclusive = before.as_ref().is_some_and(|before| before.excludes(&wanted));
+        let key = wanted.key();
+        let mut place = self.0.remove(&key);
+        let reopen = || before.map(|before| before.open()).transpose();
+        let result = replace(&mut place, is_exclusive, reopen, || wanted.open().map(Some));
+        if let Some(opened) = place {
+            self.0.insert(key, opened);
         }
-        Ok(())
+        result
     }
 
     /// Has the files of sockets stay when their devices go.

@@ -123,11 +123,7 @@ impl Controller {
 
     fn configure(&mut self, section: &Section) -> Result<(), Fault> {
         let config = self.config.with(section.clone())?;
-        if let Err(error) = self.prepared.open(&config, section) {
-            // Back to what was open before. If that is gone by now, the guest's start says so.
-            let _ = self.prepared.open(&self.config, section);
-            return Err(refused(&error));
-        }
+        self.prepared.open(&self.config, &config, section).map_err(|error| refused(&error))?;
         match section {
             Section::Logger(logger) => log_sink::configure(logger)?,
             Section::Metrics(metrics) => {
@@ -215,11 +211,14 @@ impl Controller {
             }
             Action::Pause => self.pause(),
             Action::Resume => self.resume(),
-            Action::SendCtrlAltDel => self
-                .guest()?
-                .keyboard
-                .press_ctrl_alt_del()
-                .map_err(|error| Fault::bad_request(one_line(&error))),
+            Action::SendCtrlAltDel => match self.guest()?.keyboard.press_ctrl_alt_del() {
+                // Clients press it in vain, and are not told, if the guest has no driver for its keyboard.
+                Err(error @ kindling_i8042::Error::NotListening { .. }) => {
+                    log::warn!("Ctrl+Alt+Del: {}", one_line(&error));
+                    Ok(())
+                }
+                result => result.map_err(|error| Fault::bad_request(one_line(&error))),
+            },
             Action::PowerButton => self
                 .guest()?
                 .events

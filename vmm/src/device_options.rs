@@ -42,6 +42,9 @@ pub fn disk(text: &str) -> Result<DriveConfig, String> {
             }
         }
     }
+    if drive.partuuid.is_some() && !drive.is_root_device {
+        return Err("partuuid is for the root device alone: add root".to_owned());
+    }
     Ok(drive)
 }
 

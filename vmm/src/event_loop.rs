@@ -65,6 +65,10 @@ pub fn run(
         };
         controller.write_metrics_if_due();
         for event in events.iter().take(count) {
+            if outcome.is_set() {
+                // What else has come is for a guest that is no more.
+                break;
+            }
             match event.data() {
                 SIGNALS => {
                     while let Some(number) = signals.next() {

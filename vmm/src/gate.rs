@@ -36,7 +36,7 @@ impl Gate {
             }
             *resting = resting.saturating_sub(1);
         }
-        self.state.load(Ordering::SeqCst) != ENDED
+        !self.has_ended()
     }
 
     /// Has threads rest that come by from now on.
@@ -49,9 +49,14 @@ impl Gate {
         self.set(OPEN);
     }
 
-    /// Has all threads end.
+    /// Has all threads end, for good: it can be neither closed nor opened any more.
     pub fn end(&self) {
         self.set(ENDED);
+    }
+
+    /// Whether they shall end.
+    pub fn has_ended(&self) -> bool {
+        self.state.load(Ordering::SeqCst) == ENDED
     }
 
     /// Waits until `count` threads rest, until `deadline` or the end at most. Returns whether they do.
@@ -59,7 +64,7 @@ impl Gate {
         let mut resting = lock(&self.resting);
         while *resting < count {
             let rest = deadline.saturating_duration_since(Instant::now());
-            if rest.is_zero() || self.state.load(Ordering::SeqCst) == ENDED {
+            if rest.is_zero() || self.has_ended() {
                 return false;
             }
             let waited = self.changed.wait_timeout(resting, rest);
@@ -70,8 +75,10 @@ impl Gate {
 
     fn set(&self, state: u8) {
         let _resting = lock(&self.resting);
-        self.state.store(state, Ordering::SeqCst);
-        self.changed.notify_all();
+        if !self.has_ended() {
+            self.state.store(state, Ordering::SeqCst);
+            self.changed.notify_all();
+        }
     }
 }
 
@@ -119,5 +126,7 @@ mod tests {
         for thread in threads {
             assert!(thread.join().unwrap() >= 1);
         }
+        gate.close();
+        assert!(!gate.wait_for(1, soon()) && !gate.pass(|| ()), "the end is final");
     }
 }

@@ -86,9 +86,7 @@ impl Guest {
         shared.confinement.apply(Thread::Vmm).map_err(Error::host("confine the main thread"))?;
         // One alone is confined before it enters the guest. Of several, none may enter before all are.
         let count = self.threads.len();
-        if count > 1
-            && !self.gate.wait_for(count, Instant::now() + START_DEADLINE)
-            && !shared.outcome.is_set()
+        if count > 1 && !self.gate.wait_for(count, Instant::now() + START_DEADLINE) && !self.gate.has_ended()
         {
             return Err(Error::host("start the vCPU threads")("they do not run"));
         }
@@ -114,7 +112,8 @@ impl Guest {
         self.threads.iter().for_each(Vcpu::kick);
         if !self.gate.wait_for(self.threads.len(), deadline) {
             self.gate.open();
-            return Err("a vCPU waits for a device".to_owned());
+            let why = if self.gate.has_ended() { "the guest has ended" } else { "a vCPU waits for a device" };
+            return Err(why.to_owned());
         }
         if let Err((id, error)) = self.keep.devices.sleep(deadline) {
             self.gate.open();

@@ -85,18 +85,21 @@ impl Landlock {
     ///
     /// # Errors
     ///
-    /// When it is required, and this kernel has no Landlock or a version that is not [complete](COMPLETE_ABI).
+    /// When it is required, and this kernel has no Landlock, a version that is not [complete](COMPLETE_ABI), or one that cannot
+    /// restrict signals.
     pub fn new(launch: &Launch) -> Result<Self, Error> {
-        Self::on_kernel(launch, kernel_abi)
+        Self::on_kernel(launch, || Ok((kernel_abi()?, restricts_signals())))
     }
 
-    fn on_kernel(launch: &Launch, abi: impl FnOnce() -> io::Result<i64>) -> Result<Self, Error> {
+    /// The same, on a kernel with this version of the interface that restricts signals, or does not.
+    fn on_kernel(launch: &Launch, kernel: impl FnOnce() -> io::Result<(i64, bool)>) -> Result<Self, Error> {
         let (on, lacks) = match launch.landlock {
             Mode::Off => (false, None),
-            Mode::On | Mode::Require => match abi() {
-                Ok(COMPLETE_ABI..) => (true, None),
-                Ok(version) => {
-                    let lacks = not_restricted(version);
+            Mode::On | Mode::Require => match kernel() {
+                Ok((COMPLETE_ABI.., true)) => (true, None),
+                Ok((version, _)) => {
+                    let lacks =
+                        if version < COMPLETE_ABI { not_restricted(version) } else { "signals".to_owned() };
                     (
                         true,
                         Some(format!(
@@ -149,9 +152,7 @@ impl Landlock {
             return Ok(Ruleset(None));
         }
         let mut scope: BitFlags<Scope> = Scope::AbstractUnixSocket.into();
-        // Each thread is restricted on its own. Kernels with this fault do not let one of them signal another, as it has to
-        // for a vCPU to leave its guest.
-        if Erratum::current().contains(Erratum::ScopedSignalHandling) {
+        if restricts_signals() {
             scope |= Scope::Signal;
         }
         let mut ruleset = Builder::default()
@@ -234,6 +235,12 @@ pub fn kernel_abi() -> io::Result<i64> {
         libc::syscall(libc::SYS_landlock_create_ruleset, attributes, 0usize, LANDLOCK_CREATE_RULESET_VERSION)
     };
     if version < 0 { Err(io::Error::last_os_error()) } else { Ok(version) }
+}
+
+/// Whether signals can be restricted. Each thread is restricted on its own: kernels without this repair do not let one of
+/// them signal another, as it has to for a vCPU to leave its guest.
+fn restricts_signals() -> bool {
+    Erratum::current().contains(Erratum::ScopedSignalHandling)
 }
 
 /// What this version does not restrict and a later one does; empty for the newest that is known.

@@ -67,6 +67,8 @@ pub struct Launch {
     pub config: VmConfig,
     /// Whether its guest is started at once.
     pub start: bool,
+    /// Whether keys at the console's terminal can be for the monitor: Ctrl-A and another one.
+    pub has_escapes: bool,
     /// The socket on which the REST API is served, if it is, and what clients may ask for.
     pub api: Option<(PathBuf, Limits)>,
     /// What the metadata service offers at first.
@@ -94,6 +96,7 @@ impl Launch {
             id,
             config,
             start: false,
+            has_escapes: false,
             api: None,
             metadata: None,
             metadata_limit: Limits::default().body,

@@ -113,6 +113,9 @@ impl Machine {
             None => console::backend(&config.serial.clone().unwrap_or_default())?,
         };
         let mut console = devices::add_serial(&shared.ports, irq_trigger(&vm, SERIAL_GSI)?, backend)?;
+        if !prepared.has_escapes {
+            console.disable_escapes();
+        }
         if let Some(limit) = config.serial.as_ref().and_then(|serial| backends::bucket(serial.rate_limiter?))
         {
             console

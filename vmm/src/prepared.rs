@@ -6,7 +6,7 @@ use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use kindling_api::{BootSource, Section, VmConfig};
+use kindling_api::{BootSource, Section, SerialMode, VmConfig};
 use kindling_seccomp_profiles::Filters;
 use kindling_serial::Backend;
 
@@ -28,6 +28,8 @@ pub struct Prepared {
     pub devices: OpenDevices,
     /// The metadata service.
     pub metadata: Metadata,
+    /// Whether keys at the console's terminal can be for the monitor.
+    pub has_escapes: bool,
     /// Whether the guest can say when it has booted, and when it was started.
     pub boot_timer: Option<StartTimes>,
     /// Which system calls the monitor's threads may make while it runs.
@@ -58,27 +60,61 @@ impl Prepared {
             images: None,
             serial: None,
             devices: OpenDevices::default(),
+            has_escapes: launch.has_escapes,
             boot_timer: launch.boot_timer.then_some(launch.started),
             filters: launch.filters.clone(),
             landlock,
         })
     }
 
-    /// Opens what `config` has for the part of it that `section` names. What was open for it is closed first, since it may
-    /// be the same; should this fail, the guest's start opens what its configuration then names.
-    pub fn open(&mut self, config: &VmConfig, section: &Section) -> Result<(), Error> {
+    /// Opens what `config` has for the part of it that `section` names, in the place of what is open for it since `before`.
+    /// Should this fail, that stays open; only what cannot be open twice, a tap or a socket, is closed meanwhile.
+    pub fn open(&mut self, before: &VmConfig, config: &VmConfig, section: &Section) -> Result<(), Error> {
         match section {
             Section::BootSource(_) => {
-                self.images = None;
                 self.images = config.boot_source.as_ref().map(Images::open).transpose()?;
             }
             Section::Serial(_) => {
-                self.serial = None;
-                self.serial = config.serial.as_ref().map(console::backend).transpose()?;
+                let open = |config: &VmConfig| config.serial.as_ref().map(console::backend).transpose();
+                let socket = |config: &VmConfig| {
+                    let serial = config.serial.clone()?;
+                    serial.serial_out_path.clone().filter(|_| serial.mode() == SerialMode::Socket)
+                };
+                let is_exclusive = socket(config).is_some() && socket(config) == socket(before);
+                replace(&mut self.serial, is_exclusive, || open(before), || open(config))?;
             }
-            section => self.devices.open(config, section)?,
+            section => self.devices.open(before, config, section)?,
         }
         Ok(())
+    }
+}
+
+/// Puts what `now` opens in the place of what is open. Where only one of both can be open, that is closed first, and opened
+/// anew as it was `before` should `now` fail.
+///
+/// # Errors
+///
+/// That of `now`. If what was there before is gone, the guest's start says so.
+pub fn replace<T>(
+    place: &mut Option<T>,
+    is_exclusive: bool,
+    before: impl FnOnce() -> Result<Option<T>, Error>,
+    now: impl FnOnce() -> Result<Option<T>, Error>,
+) -> Result<(), Error> {
+    if is_exclusive {
+        *place = None;
+    }
+    match now() {
+        Ok(opened) => {
+            *place = opened;
+            Ok(())
+        }
+        Err(error) => {
+            if is_exclusive {
+                *place = before().unwrap_or_default();
+            }
+            Err(error)
+        }
     }
 }
 

@@ -56,6 +56,7 @@ pub fn run(options: &RunOptions) -> Result<Outcome, Error> {
     let launch = || {
         Ok(Launch {
             start: true,
+            has_escapes: true,
             filters: filters(&options.seccomp)?,
             landlock: options.landlock,
             api: options.api_sock.clone().map(|path| (path, Limits::default())),
@@ -79,6 +80,7 @@ pub fn serve(options: &Cli) -> Result<Outcome, Error> {
         None => VmConfig::default(),
     };
     instance(&mut config, &options.instance)?;
+    config.validate()?;
     let limits = Limits { body: options.http_api_max_payload_size, ..Limits::default() };
     crate::run(Launch {
         start: options.config_file.is_some(),

@@ -56,7 +56,10 @@ impl Vcpu {
             .stack_size(STACK_BYTES)
             .spawn(move || {
                 match shared.confinement.apply(Thread::Vcpu) {
-                    Ok(()) => Runner { index, fd: &mut fd, shared: &shared }.run(),
+                    Ok(()) => {
+                        let immediate_exit = ImmediateExit::of(&mut fd);
+                        Runner { index, fd: &mut fd, immediate_exit, shared: &shared }.run();
+                    }
                     Err(error) => {
                         let outcome = Outcome::Unconfined { vcpu: index, detail: one_line(&error) };
                         log::error!("{outcome}");
@@ -71,7 +74,7 @@ impl Vcpu {
 
     /// Has the thread leave the guest and look at the gate, which must be other than open by now.
     pub fn kick(&self) {
-        self.immediate_exit.set();
+        self.immediate_exit.set(1);
         // Fails only for a thread that has ended already, which is what is wanted.
         let _ = self.thread.kill(kick_signal());
     }
@@ -92,11 +95,11 @@ impl ImmediateExit {
         ImmediateExit(NonNull::from(&mut fd.get_kvm_run().immediate_exit).cast())
     }
 
-    fn set(&self) {
+    fn set(&self, value: u8) {
         // SAFETY: the pointer leads into the `kvm_run` mapping of a `VcpuFd` that its thread owns while it runs and
-        // keeps as its result until it is joined, and joining consumes the `Vcpu` that holds this value. That thread
-        // only ever clears this byte, which is a plain store to one byte; KVM reads it when it enters the guest.
-        unsafe { self.0.as_ref() }.store(1, Ordering::SeqCst);
+        // keeps as its result until it is joined, and joining consumes the `Vcpu` that holds this value. All access to
+        // this byte is atomic; KVM reads it when it enters the guest.
+        unsafe { self.0.as_ref() }.store(value, Ordering::SeqCst);
     }
 }
 
@@ -104,6 +107,7 @@ impl ImmediateExit {
 struct Runner<'a> {
     index: u8,
     fd: &'a mut VcpuFd,
+    immediate_exit: ImmediateExit,
     shared: &'a Shared,
 }
 
@@ -129,6 +133,8 @@ impl Runner<'_> {
                 }
             }
         }
+        // A guest that has ended rests no more: nobody shall wait for this thread at the gate.
+        shared.gate.end();
     }
 
     /// The processor stops for a while: what its guest watches for stalls must not take it for one.
@@ -140,7 +146,7 @@ impl Runner<'_> {
     /// `KVM_RUN` was interrupted, by a kick for all that is known. In this order, a kick that comes from now on is not
     /// lost: the gate, which it follows, is looked at afterwards.
     fn interrupted(&mut self) {
-        self.fd.set_kvm_immediate_exit(0);
+        self.immediate_exit.set(0);
         fence(Ordering::SeqCst);
     }
 
@@ -148,7 +154,6 @@ impl Runner<'_> {
     fn enter(&mut self) -> Option<Outcome> {
         let rest = match self.fd.run() {
             Ok(VcpuExit::IoIn(port, data)) => Rest::Ports { port, data: data.into(), input: true },
-            // KVM shares the data of both directions; it is only read here.
             Ok(VcpuExit::IoOut(port, data)) => Rest::Ports { port, data: data.into(), input: false },
             Ok(VcpuExit::MmioRead(address, data)) => {
                 self.shared.mmio.read(address, data);
@@ -205,13 +210,16 @@ impl Runner<'_> {
         if size == 0 {
             return;
         }
-        // SAFETY: the data of the last exit lies in the mapping that KVM shares with us, behind `kvm_run`, which is what
-        // the vCPU's descriptor keeps mapped; nothing else refers to it until the guest is entered again.
-        let data = unsafe { &mut *data.as_ptr() };
-        for access in data.chunks_exact_mut(size) {
-            if input {
+        if input {
+            // SAFETY: the data of the last exit lies in the mapping that KVM shares with us, behind `kvm_run`, which is what
+            // the vCPU's descriptor keeps mapped; nothing else refers to it until the guest is entered again. The pointer
+            // comes from the exclusive slice that came with the exit.
+            for access in unsafe { &mut *data.as_ptr() }.chunks_exact_mut(size) {
                 self.shared.ports.read(port, access);
-            } else {
+            }
+        } else {
+            // SAFETY: as above, but for reading only.
+            for access in unsafe { data.as_ref() }.chunks_exact(size) {
                 self.shared.ports.write(port, access);
             }
         }

@@ -113,9 +113,6 @@ impl DriveConfig {
                 let cause = format!("must be 1 to {PARTUUID_MAX_LEN} letters, digits or `-`");
                 return Err(FieldError::new("partuuid", cause));
             }
-            if !self.is_root_device {
-                return Err(FieldError::new("partuuid", "must be absent unless is_root_device is true"));
-            }
         }
         if let Some(limiter) = &self.rate_limiter {
             limiter.validate().map_err(|error| error.within("rate_limiter"))?;

@@ -1,5 +1,9 @@
 //! Names of devices.
 
+use std::collections::HashMap;
+use std::fmt::Display;
+use std::hash::Hash;
+
 use crate::error::FieldError;
 
 /// Longest id in bytes.
@@ -16,16 +20,16 @@ pub(crate) fn check_id(field: &'static str, id: &str) -> Result<(), FieldError> 
     }
 }
 
-/// Says that two devices in the list `section` have the same id.
-pub(crate) fn check_unique<'a>(
+/// Says that two devices in the list `section` have the same value in a field, if they have one.
+pub(crate) fn check_unique<T: Copy + Display + Eq + Hash>(
     section: &'static str,
     field: &'static str,
-    ids: impl Iterator<Item = &'a str>,
+    values: impl Iterator<Item = Option<T>>,
 ) -> Result<(), FieldError> {
-    let mut seen = std::collections::HashMap::new();
-    for (index, id) in ids.enumerate() {
-        if let Some(first) = seen.insert(id, index) {
-            let cause = format!("must be unique, but {section}[{first}] is called {id:?} too");
+    let mut seen = HashMap::new();
+    for (index, value) in values.enumerate().filter_map(|(index, value)| Some((index, value?))) {
+        if let Some(first) = seen.insert(value, index) {
+            let cause = format!("must be unique, but {section}[{first}] has {value} too");
             return Err(FieldError::new(format!("{section}[{index}].{field}"), cause));
         }
     }

@@ -43,7 +43,7 @@ pub struct NetworkInterfaceConfig {
 }
 
 /// An Ethernet address of one station, written as six hexadecimal bytes with colons.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct MacAddress(pub [u8; 6]);
 

@@ -13,8 +13,6 @@ use crate::rate_limiter::RateLimiterConfig;
 const GUEST_CID: std::ops::RangeInclusive<u64> = 3..=0xffff_fffe;
 /// Longest path of a Unix socket in bytes (`sun_path` less the NUL).
 const UNIX_PATH_MAX_LEN: usize = 107;
-/// Room that `_<port>` takes behind the path of the sockets for connections from the guest.
-const PORT_SUFFIX_LEN: usize = "_4294967295".len();
 
 /// Sockets between guest and host.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -23,7 +21,7 @@ pub struct VsockConfig {
     /// The guest's address: 3 to 4,294,967,294.
     pub guest_cid: u64,
     /// The Unix socket on the host that leads to the guest. Connections from the guest to port N lead to a socket at this
-    /// path with `_N` behind it.
+    /// path with `_N` behind it, as far as it is not longer than such a path can be, 107 bytes.
     pub uds_path: PathBuf,
     /// Firecracker's clients may send it; it has no meaning.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -42,10 +40,10 @@ impl VsockConfig {
             return Err(FieldError::new("guest_cid", cause));
         }
         check_path("uds_path", &self.uds_path)?;
-        let most = UNIX_PATH_MAX_LEN.saturating_sub(PORT_SUFFIX_LEN);
         let len = self.uds_path.as_os_str().len();
-        if len > most {
-            return Err(FieldError::new("uds_path", format!("must be at most {most} bytes, got {len}")));
+        if len > UNIX_PATH_MAX_LEN {
+            let cause = format!("must be at most {UNIX_PATH_MAX_LEN} bytes, got {len}");
+            return Err(FieldError::new("uds_path", cause));
         }
         Ok(())
     }

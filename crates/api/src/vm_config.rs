@@ -201,7 +201,9 @@ impl VmConfig {
             let place = |error: FieldError| error.within(&format!("network-interfaces[{index}]"));
             interface.validate().map_err(place)?;
         }
-        check_unique("network-interfaces", "iface_id", self.interface_ids())?;
+        check_unique("network-interfaces", "iface_id", self.interface_ids().map(Some))?;
+        let addresses = self.network_interfaces.iter().map(|interface| interface.guest_mac);
+        check_unique("network-interfaces", "guest_mac", addresses)?;
         if let Some(vsock) = &self.vsock {
             vsock.validate().map_err(|error| error.within("vsock"))?;
         }
@@ -239,7 +241,7 @@ impl VmConfig {
                 return Err(place(FieldError::new("is_root_device", cause)));
             }
         }
-        check_unique("drives", "drive_id", self.drives.iter().map(|drive| drive.drive_id.as_str()))
+        check_unique("drives", "drive_id", self.drives.iter().map(|drive| Some(&drive.drive_id)))
     }
 }
 

@@ -71,9 +71,12 @@ fn a_fault_names_its_field() {
         format!("[{{{base}{members}}}]")
     };
     let interface = |members: &str| format!(r#"[{{"iface_id": "e", "host_dev_name": "t"{members}}}]"#);
+    let same_mac = |id: &str| {
+        format!(r#"{{"iface_id": "{id}", "host_dev_name": "{id}", "guest_mac": "06:00:00:00:00:01"}}"#)
+    };
     let root = r#"{"drive_id": "a", "is_root_device": true, "path_on_host": "/d"}"#;
     let other_root = r#"{"drive_id": "b", "is_root_device": true, "path_on_host": "/d"}"#;
-    let long = "v".repeat(97);
+    let long = "v".repeat(108);
     let cases = [
         (
             "drives",
@@ -99,8 +102,8 @@ fn a_fault_names_its_field() {
         ),
         (
             "drives",
-            drive(r#", "partuuid": "1-2""#),
-            "drives[0].partuuid: must be absent unless is_root_device is true",
+            drive(r#", "partuuid": "1 2""#),
+            "drives[0].partuuid: must be 1 to 64 letters, digits or `-`",
         ),
         (
             "drives",
@@ -115,7 +118,12 @@ fn a_fault_names_its_field() {
         (
             "drives",
             format!("[{root}, {root}]").replacen("true", "false", 1),
-            r#"drives[1].drive_id: must be unique, but drives[0] is called "a" too"#,
+            r#"drives[1].drive_id: must be unique, but drives[0] has a too"#,
+        ),
+        (
+            "network-interfaces",
+            format!("[{}]", ["a", "b"].map(same_mac).join(", ")),
+            "network-interfaces[1].guest_mac: must be unique, but network-interfaces[0] has 06:00:00:00:00:01 too",
         ),
         (
             "network-interfaces",
@@ -140,7 +148,7 @@ fn a_fault_names_its_field() {
         (
             "vsock",
             format!(r#"{{"guest_cid": 3, "uds_path": "{long}"}}"#),
-            "vsock.uds_path: must be at most 96 bytes, got 97",
+            "vsock.uds_path: must be at most 107 bytes, got 108",
         ),
         (
             "balloon",

@@ -193,6 +193,20 @@ fn every_rule_allows_what_it_says_and_not_a_bit_more() {
     }
 }
 
+/// What a rule means, which the profile itself cannot be asked.
+#[test]
+fn no_thread_can_make_or_empty_a_file() {
+    let filters = Filters::embedded(Level::Arguments);
+    for (thread, _) in THREADS {
+        let calls = [libc::O_CREAT, libc::O_TRUNC, libc::O_TMPFILE].map(|flags| Call {
+            number: libc::SYS_openat as u32,
+            arguments: [libc::AT_FDCWD as u64, 0x1000, (libc::O_RDWR | flags) as u64, 0o600, 0, 0],
+            is_allowed: false,
+        });
+        make(&filters, thread, &calls);
+    }
+}
+
 #[test]
 fn no_rule_is_there_twice() {
     for (_, name) in THREADS {

@@ -4,7 +4,7 @@
 use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -75,11 +75,14 @@ impl Backend {
         Ok(Self::new(None, Some(output)))
     }
 
-    /// A file for the output, created (for its owner alone) if missing, appended to otherwise; there is no input. Also takes a FIFO that
-    /// somebody reads, or a device; refuses directories.
+    /// A file for the output, created (for its owner alone) if missing, appended to otherwise; there is no input. Also takes a FIFO,
+    /// whose readers may come and go, or a device; refuses directories.
     pub fn file(path: impl AsRef<Path>) -> Result<Self, Error> {
         let path = path.as_ref();
+        // Who has a FIFO open for reading, too, need not wait for another reader.
+        let is_fifo = path.metadata().is_ok_and(|metadata| metadata.file_type().is_fifo());
         let output = OpenOptions::new()
+            .read(is_fifo)
             .append(true)
             .create(true)
             .mode(0o600)

@@ -66,7 +66,8 @@ pub struct Console<T: Trigger> {
     listener_watch: Watch,
     /// Input that was read and that the guest has no room for yet.
     pending: VecDeque<u8>,
-    escape: Escape,
+    /// None where all that is typed goes to the guest.
+    escape: Option<Escape>,
     /// Limits the bytes of output.
     limit: Option<TokenBucket>,
     input_ready: bool,
@@ -101,7 +102,7 @@ impl<T: Trigger> Console<T> {
             output_watch: Watch::new(OUTPUT),
             listener_watch: Watch::new(LISTENER),
             pending: VecDeque::new(),
-            escape: Escape::default(),
+            escape: Some(Escape::default()),
             limit: None,
             input_ready: false,
             output_blocked: false,
@@ -122,6 +123,11 @@ impl<T: Trigger> Console<T> {
     /// An eventfd for vCPU threads to write to when the port asks for a wake-up.
     pub fn kick(&self) -> Result<EventFd, Error> {
         self.kick.try_clone().map_err(Error::Watch)
+    }
+
+    /// Has all that is typed at a terminal go to the guest: there are no escapes any more.
+    pub fn disable_escapes(&mut self) {
+        self.escape = None;
     }
 
     /// Limits the bytes of output from now on. What the guest sends beyond is lost, and counted as such.
@@ -245,23 +251,26 @@ impl<T: Trigger> Console<T> {
         Ok(())
     }
 
+    /// Whether what is read may be an escape, which has to be found even if the guest takes nothing.
+    fn has_escapes(&self) -> bool {
+        self.escape.is_some() && self.backend.is_interactive()
+    }
+
     fn move_input(&mut self) -> Result<Option<ConsoleEvent>, Error> {
         self.push_pending();
         let ready = std::mem::take(&mut self.input_ready) || !self.backend.input_pollable();
         if !ready || !self.wants_input() {
             return Ok(None);
         }
-        let interactive = self.backend.is_interactive();
-        let room = if interactive { CHUNK } else { self.port().input_room() };
+        let room = if self.has_escapes() { CHUNK } else { self.port().input_room() };
         let Some(buffer) = self.buffer.get_mut(..room.min(CHUNK)) else { return Ok(None) };
         let mut event = None;
         match self.backend.read(buffer) {
             Ok(ReadOutcome::Data(count)) => {
                 let input = buffer.get(..count).unwrap_or_default();
-                if !interactive {
-                    self.pending.extend(input);
-                } else if let Some(asked) = self.escape.filter(input, &mut self.pending) {
-                    event = Some(asked);
+                match self.escape.as_mut().filter(|_| self.backend.is_interactive()) {
+                    Some(escape) => event = escape.filter(input, &mut self.pending),
+                    None => self.pending.extend(input),
                 }
                 self.pending.truncate(TYPE_AHEAD);
                 self.push_pending();
@@ -367,7 +376,7 @@ impl<T: Trigger> Console<T> {
 
     fn wants_input(&self) -> bool {
         self.backend.input_fd().is_some()
-            && (self.backend.is_interactive() || (self.pending.is_empty() && self.port().input_room() > 0))
+            && (self.has_escapes() || (self.pending.is_empty() && self.port().input_room() > 0))
     }
 
     fn close_input(&mut self) -> io::Result<()> {

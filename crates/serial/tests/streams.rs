@@ -271,6 +271,24 @@ fn a_file_is_created_or_appended_to() {
 }
 
 #[test]
+fn readers_of_a_fifo_come_and_go() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("fifo");
+    let name = std::ffi::CString::new(path.to_str().unwrap()).unwrap();
+    // SAFETY: the call reads a string that ends in NUL.
+    assert_eq!(unsafe { libc::mkfifo(name.as_ptr(), 0o600) }, 0);
+    let (guest, mut console) = machine(Backend::file(&path).unwrap());
+    for line in ["before anybody reads\n", "for another one\n"] {
+        guest.send(line.as_bytes());
+        settle(&mut console);
+        let mut received = vec![0; line.len()];
+        File::open(&path).unwrap().read_exact(&mut received).unwrap();
+        assert_eq!(received, line.as_bytes());
+    }
+    assert_eq!(guest.lost(), 0);
+}
+
+#[test]
 fn a_directory_and_a_missing_folder_are_refused_by_name() {
     let folder = tempfile::tempdir().unwrap();
     for path in [folder.path().to_owned(), folder.path().join("missing/log")] {
@@ -344,6 +362,21 @@ fn at_a_terminal_the_escapes_work_even_when_the_guest_reads_nothing() {
         received.len() == 503
     });
     assert_eq!(received[500..], *b"\x01\x01b");
+}
+
+#[test]
+fn without_escapes_all_that_is_typed_is_the_guests() {
+    let (mut master, slave) = terminal();
+    let _raw = raw(&slave);
+    let (guest, mut console) = machine(streams(&slave, &null()));
+    console.disable_escapes();
+    master.write_all(b"\x01x\x01d\x01\x01").unwrap();
+    let mut received = Vec::new();
+    serve_until(&mut console, || {
+        received.extend(guest.receive_all());
+        received.len() == 6
+    });
+    assert_eq!(received, *b"\x01x\x01d\x01\x01");
 }
 
 #[test]

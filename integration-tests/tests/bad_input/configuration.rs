@@ -1,6 +1,9 @@
 //! Options of `vmm run`, the config file, and the command line itself.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 
 use kindling_integration_tests::harness::Vmm;
 
@@ -89,6 +92,15 @@ fn serial_port_at_a_socket_that_exists() {
     let line = option_refused("--serial", &format!("socket={}", path.display()));
     assert!(line.contains(path.to_str().unwrap()), "{line}");
     assert!(path.exists(), "what was there stays there");
+}
+
+#[test]
+fn path_for_metrics_that_is_no_text() {
+    let path = OsStr::from_bytes(b"/tmp/\xff");
+    let socket = OsStr::new("/tmp/never-made");
+    let arguments = ["--api-sock".as_ref(), socket, "--metrics-path".as_ref(), path];
+    assert_eq!(refused(arguments, BAD_CONFIGURATION, "metrics.metrics_path: "), "must be UTF-8");
+    assert!(!Path::new(socket).exists());
 }
 
 #[test]

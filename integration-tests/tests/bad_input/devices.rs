@@ -25,7 +25,7 @@ fn place(folder: &Path, text: &str) -> String {
 #[test]
 fn options_that_describe_no_device() {
     let folder = folder();
-    let long = format!("cid=3,path=/{}", "x".repeat(96));
+    let long = format!("cid=3,path=/{}", "x".repeat(107));
     for (arguments, code, start, cause) in [
         ("--disk @/none", BAD_CONFIGURATION, "--disk: drives[0].path_on_host: ", "@/none: No such file"),
         ("--disk @", BAD_CONFIGURATION, "--disk: drives[0].path_on_host: ", "Is a directory"),
@@ -35,7 +35,7 @@ fn options_that_describe_no_device() {
         ("--disk @/disk,queues=17", BAD_CONFIGURATION, "--disk: drives[0].num_queues: ", "1 and 16"),
         ("--disk @/disk,queue-size=24", BAD_CONFIGURATION, "--disk: drives[0].queue_size: ", "power of two"),
         ("--disk @/disk,direct,sector=1024", BAD_CONFIGURATION, "--disk: drives[0].logical_", "512 or 4096"),
-        ("--disk @/disk,partuuid=0-1", BAD_CONFIGURATION, "--disk: drives[0].partuuid: ", "is_root_device"),
+        ("--disk @/disk,partuuid=0-1", BAD_ARGUMENTS, "", "root device"),
         ("--disk @/disk,id=a --disk @/disk,id=a", BAD_CONFIGURATION, "--disk: drives[1].drive_id: ", "\"a\""),
         (
             "--disk @/disk,root --disk @/disk,root",
@@ -57,7 +57,7 @@ fn options_that_describe_no_device() {
         ("--vsock cid=3", BAD_ARGUMENTS, "", "cid=N,path=PATH"),
         ("--vsock cid=2,path=@/socket", BAD_CONFIGURATION, "--vsock: guest_cid: ", "got 2"),
         ("--vsock cid=3,path=@/disk", BAD_CONFIGURATION, "--vsock: uds_path: ", "@/disk: Address already in"),
-        (&format!("--vsock {long}"), BAD_CONFIGURATION, "--vsock: uds_path: ", "at most 96 bytes, got 97"),
+        (&format!("--vsock {long}"), BAD_CONFIGURATION, "--vsock: uds_path: ", "at most 107 bytes, got 108"),
         ("--vsock cid=3,path=@/s --vsock cid=4,path=@/t", BAD_ARGUMENTS, "", "multiple times"),
         ("--balloon lots", BAD_ARGUMENTS, "", "\"lots\""),
         ("--balloon 1M,fast", BAD_ARGUMENTS, "", "\"fast\""),

@@ -326,16 +326,20 @@ fn what_is_not_asked_for_restricts_nobody() {
 fn an_old_kernel_is_named_and_refused_where_more_is_required() {
     let launch = |landlock| Launch { landlock, ..Launch::new("test".to_owned(), VmConfig::default()) };
     let none = || Err(io::Error::from_raw_os_error(libc::ENOSYS));
-    let old = Landlock::on_kernel(&launch(Mode::On), || Ok(5)).unwrap();
+    let old = Landlock::on_kernel(&launch(Mode::On), || Ok((5, false))).unwrap();
     assert!(old.is_on() && old.lacks.unwrap().contains("version 5, does not restrict signals"));
     let without = Landlock::on_kernel(&launch(Mode::On), none).unwrap();
     assert!(!without.is_on() && without.lacks.unwrap().starts_with("the kernel has no Landlock"));
-    for abi in [none(), Ok(1), Ok(5)] {
-        let error = Landlock::on_kernel(&launch(Mode::Require), || abi).unwrap_err();
+    let unrepaired = Landlock::on_kernel(&launch(Mode::On), || Ok((6, false))).unwrap();
+    assert!(
+        unrepaired.is_on() && unrepaired.lacks.unwrap().ends_with("version 6, does not restrict signals")
+    );
+    for kernel in [none(), Ok((1, false)), Ok((5, false)), Ok((6, false))] {
+        let error = Landlock::on_kernel(&launch(Mode::Require), || kernel).unwrap_err();
         assert_eq!((error.exit_code(), error.to_string().as_str()), (152, "--landlock"));
     }
     for version in [6, 7, 11] {
-        assert_eq!(Landlock::on_kernel(&launch(Mode::Require), || Ok(version)).unwrap().lacks, None);
+        assert_eq!(Landlock::on_kernel(&launch(Mode::Require), || Ok((version, true))).unwrap().lacks, None);
     }
 }
 

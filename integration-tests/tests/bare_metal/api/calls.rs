@@ -115,8 +115,7 @@ fn calls(machine: &Machine) -> Vec<Call> {
         change("/balloon/hinting/start", json!({}), "StartHinting"),
         change("/balloon/hinting/stop", json!({}), "StopHinting"),
         call("PUT", "/actions", action("FlushMetrics"), "FlushMetrics", CHANGE_GUEST),
-        // This guest does not listen to its keyboard.
-        call("PUT", "/actions", action("SendCtrlAltDel"), "SendCtrlAltDel", NOTHING),
+        call("PUT", "/actions", action("SendCtrlAltDel"), "SendCtrlAltDel", CHANGE_GUEST),
         call("PUT", "/actions", action("PowerButton"), "PowerButton", CHANGE_GUEST),
         change("/vm", json!({"state": "Paused"}), "Pause"),
         change("/vm", json!({"state": "Resumed"}), "Resume"),

@@ -113,6 +113,29 @@ fn what_cannot_be_opened_is_refused_by_field_and_cause() {
 }
 
 #[test]
+fn a_refused_request_takes_nothing_away_that_was_open() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut api = Api::start(command(&["--api-sock"]).arg(folder.path().join("api")), folder);
+    let (kernel, disk) = (api.path("kernel"), api.disk("disk"));
+    fs::copy(&images().guest, &kernel).unwrap();
+    let mut source = boot_source("spin");
+    source["kernel_image_path"] = json!(kernel);
+    api.done("PUT", "/boot-source", &source);
+    api.done("PUT", "/drives/a", &drive(&disk));
+    api.done("PUT", "/vsock", &vsock(api.path("v")));
+    // By their names, they could not be opened again.
+    fs::remove_file(kernel).unwrap();
+    fs::remove_file(disk).unwrap();
+    api.refused("PUT", "/boot-source", &json!({"kernel_image_path": api.path("missing")}));
+    api.refused("PUT", "/drives/a", &drive(api.path("missing")));
+    api.refused("PUT", "/vsock", &vsock(api.path("missing/v")));
+    assert!(api.path("v").exists());
+    api.action("InstanceStart");
+    api.vmm.wait_for("spinning");
+    api.terminate();
+}
+
+#[test]
 fn a_second_request_for_the_same_device_releases_what_the_first_had() {
     let tap = tap();
     let folder = tempfile::tempdir().unwrap();
