@@ -36,7 +36,12 @@ fn options_that_describe_no_device() {
         ("--disk @/disk,queue-size=24", BAD_CONFIGURATION, "--disk: drives[0].queue_size: ", "power of two"),
         ("--disk @/disk,direct,sector=1024", BAD_CONFIGURATION, "--disk: drives[0].logical_", "512 or 4096"),
         ("--disk @/disk,partuuid=0-1", BAD_ARGUMENTS, "", "root device"),
-        ("--disk @/disk,id=a --disk @/disk,id=a", BAD_CONFIGURATION, "--disk: drives[1].drive_id: ", "has a too"),
+        (
+            "--disk @/disk,id=a --disk @/disk,id=a",
+            BAD_CONFIGURATION,
+            "--disk: drives[1].drive_id: ",
+            "has a too",
+        ),
         (
             "--disk @/disk,root --disk @/disk,root",
             BAD_CONFIGURATION,

@@ -135,7 +135,7 @@ fn fstrim_makes_the_hosts_file_smaller() {
         );
         output(
             &mut guest,
-            "dd if=/dev/urandom of=/mnt/large bs=1M count=40 conv=fsync && rm /mnt/large && sync",
+            "dd if=/dev/zero of=/mnt/large bs=1M count=40 conv=fsync && rm /mnt/large && sync",
         );
         let before = spent(&data);
         assert!(before > 40 * MIB, "{before}");
@@ -193,7 +193,7 @@ fn what_was_flushed_is_there_after_the_monitor_was_killed() {
         let builder = || with_root().arg("--disk").arg(format!("{data},engine={engine},cache=writeback"));
         let mut guest = ready(builder());
         output(&mut guest, "mke2fs -q -t ext4 /dev/vdb && mount -t ext4 /dev/vdb /mnt");
-        let write = "dd if=/dev/urandom of=/mnt/file bs=64k count=100 conv=fsync && md5sum /mnt/file";
+        let write = "dd if=/dev/urandom of=/mnt/file bs=64k count=25 conv=fsync && md5sum /mnt/file";
         let sum = output(&mut guest, &format!("({write}) 2>/dev/null"));
         guest.signal(libc::SIGKILL).unwrap();
         guest.wait_exit(END_LIMIT).unwrap();
