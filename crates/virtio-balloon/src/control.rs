@@ -42,6 +42,8 @@ struct Told {
     hinting: Hinting,
     /// The last run of hinting. The next is another, so that what is left of one never counts for the next.
     last_run: u32,
+    /// Whether memory that the guest told of is being taken right now.
+    is_taking: bool,
     /// Whether the guest gets its pages back as soon as it has told all.
     acknowledge_on_stop: bool,
 }
@@ -111,7 +113,8 @@ impl Control {
     }
 
     /// Asks the guest to tell which of its memory is free. The host takes that memory; the guest keeps it from being used
-    /// until [`Control::stop_hinting`], or until it has told all if `acknowledge_on_stop`.
+    /// until [`Control::stop_hinting`], or until it has told all if `acknowledge_on_stop`. Linux keeps it only while it has
+    /// enough other memory.
     ///
     /// # Errors
     ///
@@ -126,7 +129,8 @@ impl Control {
         Ok(())
     }
 
-    /// Lets the guest have back the memory that it told of.
+    /// Lets the guest have back the memory that it told of. It is told so at once, or when the memory that is just being
+    /// taken has been.
     ///
     /// # Errors
     ///
@@ -188,16 +192,34 @@ impl Control {
         }
     }
 
-    /// Whether the memory that the guest tells of now was asked for, and is still wanted.
-    pub(crate) fn is_hinting(&self) -> bool {
-        let Hinting { host_command, guest_command, .. } = self.told().hinting;
-        host_command >= FIRST_RUN && guest_command == Some(host_command)
+    /// Has `take` take memory that the guest tells of now, if it was asked for and is still wanted.
+    ///
+    /// Meanwhile the guest is not told that it can have its memory back: from then on it uses that, and the device must not
+    /// change it any more (VIRTIO 1.2, 5.5.6.5.2). Whoever ends hinting does not wait for `take`, only the guest does.
+    pub(crate) fn take_hinted<T>(&self, take: impl FnOnce() -> T) -> Option<T> {
+        {
+            let mut told = self.told();
+            let Hinting { host_command, guest_command } = told.hinting;
+            if host_command < FIRST_RUN || guest_command != Some(host_command) {
+                return None;
+            }
+            told.is_taking = true;
+        }
+        let taken = take();
+        let mut told = self.told();
+        told.is_taking = false;
+        if told.hinting.host_command == CMD_ID_DONE {
+            self.command(CMD_ID_DONE);
+        }
+        Some(taken)
     }
 
     fn end_hinting(&self, told: &mut Told) {
         if told.hinting.host_command >= FIRST_RUN {
             told.hinting.host_command = CMD_ID_DONE;
-            self.command(CMD_ID_DONE);
+            if !told.is_taking {
+                self.command(CMD_ID_DONE);
+            }
         }
     }
 
@@ -225,5 +247,44 @@ impl Control {
 fn write(bytes: &mut [u8], at: usize, value: u32) {
     for (to, from) in bytes.iter_mut().skip(at).zip(value.to_le_bytes()) {
         *to = from;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hinting() -> Control {
+        let control = Control::new(Config { free_page_hinting: true, ..Config::default() }).unwrap();
+        control.start_hinting(false).unwrap();
+        control.guest_commands(control.read(FREE_PAGE_HINT_CMD_ID));
+        control
+    }
+
+    #[test]
+    fn the_guest_gets_its_memory_back_when_what_is_being_taken_has_been() {
+        let control = hinting();
+        let run = control.read(FREE_PAGE_HINT_CMD_ID);
+        let taken = control.take_hinted(|| {
+            control.stop_hinting().unwrap();
+            assert_eq!(control.hinting().unwrap().host_command, CMD_ID_DONE);
+            control.read(FREE_PAGE_HINT_CMD_ID)
+        });
+        assert_eq!(taken, Some(run), "the guest is not told so yet");
+        assert_eq!(control.read(FREE_PAGE_HINT_CMD_ID), CMD_ID_DONE);
+        assert_eq!(control.take_hinted(|| ()), None);
+    }
+
+    #[test]
+    fn a_run_that_begins_while_memory_is_being_taken_is_what_the_guest_finds() {
+        let control = hinting();
+        control.take_hinted(|| {
+            control.stop_hinting().unwrap();
+            control.start_hinting(false).unwrap();
+        });
+        let run = control.hinting().unwrap().host_command;
+        assert!(run > FIRST_RUN);
+        assert_eq!(control.read(FREE_PAGE_HINT_CMD_ID), run);
+        assert_eq!(control.take_hinted(|| ()), None, "the guest has not begun");
     }
 }

@@ -106,8 +106,10 @@ impl BalloonWorker {
                     if let Some(command) = chain.readable.take() {
                         self.control.guest_commands(u32::from_le_bytes(command));
                     }
-                    if !chain.writable.is_empty() && self.control.is_hinting() {
-                        let bytes = discard_all(chain, &self.metrics, queue.memory());
+                    let take = || discard_all(chain, &self.metrics, queue.memory());
+                    if !chain.writable.is_empty()
+                        && let Some(bytes) = self.control.take_hinted(take)
+                    {
                         self.metrics.hinted_bytes.add(bytes);
                         pages = pages.saturating_add(bytes >> pages::PAGE_SHIFT);
                     }

@@ -284,6 +284,40 @@ fn hinted_memory_is_taken_only_in_the_run_that_asked_for_it() {
 }
 
 #[test]
+fn what_the_guest_writes_when_it_has_its_memory_back_stays() {
+    const BUFFERS: usize = 32;
+    let mut balloon = Balloon::new(ALL).unwrap();
+    let control = balloon.control();
+    let mut driver = MockDriver::new(&balloon);
+    let thread = WorkerThread::spawn("io quiet", || Ok(())).unwrap();
+    let slot = thread.slot();
+    for worker in balloon.activate(driver.activation()).unwrap() {
+        slot.start(worker, Arc::clone(&driver.interrupt) as Arc<dyn Interrupt>);
+    }
+    // Where the buffers of the queue are: a page behind its used ring.
+    let buffers = driver.queues[HINTING].state.config.used_ring + 4096;
+    let last = GuestAddress(buffers + ((BUFFERS as u64) << 20) - 4096);
+    for _ in 0..5 {
+        control.start_hinting(false).unwrap();
+        let run = control.hinting().unwrap().host_command;
+        driver.queues[HINTING].add(&[Buffer::Readable(&run.to_le_bytes())]);
+        driver.queues[HINTING].wait_used(20);
+        // All of it is resident, so that taking it needs some time.
+        driver.queues[HINTING].add(&[Buffer::Writable(1 << 20); BUFFERS]);
+        while resident(&driver, buffers, 1)[0] {}
+        control.stop_hinting().unwrap();
+        let mut command = [0; 4];
+        while command != 1_u32.to_le_bytes() {
+            balloon.config().read(8, &mut command);
+        }
+        driver.memory.write_slice(&[9; 4096], last).unwrap();
+        let used = driver.queues[HINTING].wait_used(20);
+        assert!(used.data.ends_with(&[9; 4096]));
+    }
+    drop(slot.stop().wait(std::time::Instant::now() + Duration::from_secs(20)).unwrap());
+}
+
+#[test]
 fn queues_of_abilities_that_the_driver_does_not_know_are_left_out() {
     let mut balloon = Balloon::new(ALL).unwrap();
     // Reporting only: its queue is the third then.
