@@ -37,7 +37,8 @@ pub struct BlkControl {
 
 impl BlkControl {
     /// Exchanges the disk for the file or block device at `path`, opened as the present one is: read-only or not, direct
-    /// or not. The guest is told its capacity. Requests that have begun are finished on the old one.
+    /// or not. The guest is told its capacity. What it asks for from then on is done on the new one; requests that have begun
+    /// are finished on the old one, which may take longer than this call.
     ///
     /// # Errors
     ///
@@ -83,7 +84,7 @@ impl BlkControl {
         Ok(())
     }
 
-    /// First the workers, then the guest: it finds what it is told of.
+    /// First the workers, which look before each request, then the guest: it finds what it is told of.
     fn apply(&self, settings: BlkSettings) {
         let capacity = settings.capacity.to_le_bytes();
         self.settings.change(|present| *present = settings);

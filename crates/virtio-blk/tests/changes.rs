@@ -76,6 +76,30 @@ fn another_file_takes_the_place_of_the_first() {
 }
 
 #[test]
+fn a_request_that_is_made_after_a_change_finds_it_in_force() {
+    for engine in ENGINES {
+        let (old, new) = (Image::new(16), Image::new(16));
+        let mut guest = guest(&old, &config(engine));
+        let control = guest.device.control();
+        // The worker hears of the kick first, and takes both requests in one batch.
+        let first = guest.add(0, GET_ID, 0, &[], 20);
+        control.set_path(&new.path).unwrap();
+        guest.add(0, OUT, 1, &[0x55; 512], 0);
+        let used = guest.wait(0);
+        assert_eq!((used.head, answer(used).0), (first, OK));
+        assert_eq!(answer(guest.wait(0)).0, OK);
+        assert_eq!((new.read(1, 512), old.read(1, 512)), (vec![0x55; 512], vec![pattern(1); 512]));
+
+        guest.add(0, GET_ID, 0, &[], 20);
+        resize(&new, 32);
+        control.refresh().unwrap();
+        guest.add(0, OUT, 31, &[0x55; 512], 0);
+        assert_eq!((answer(guest.wait(0)).0, answer(guest.wait(0)).0), (OK, OK));
+        assert_eq!(new.read(31, 512), [0x55; 512]);
+    }
+}
+
+#[test]
 fn a_file_that_cannot_be_used_leaves_everything_as_it_was() {
     for engine in ENGINES {
         let image = Image::new(16);

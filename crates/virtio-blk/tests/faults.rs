@@ -305,6 +305,30 @@ fn a_disk_that_does_not_answer_holds_up_its_own_worker_only() {
 }
 
 #[test]
+fn a_write_that_is_made_after_a_change_goes_to_the_new_file_though_a_batch_is_under_way() {
+    let (old, new) = (Image::new(16), Image::new(16));
+    let disk = FaultyDisk::new(&old);
+    let mut device = Blk::new(Arc::clone(&disk) as Arc<dyn Disk>, &config()).unwrap();
+    let control = device.control();
+    let mut driver = MockDriver::new(&device);
+    let thread = WorkerThread::spawn("io", || Ok(())).unwrap();
+    let slot = thread.slot();
+    let worker = device.activate(driver.activation()).unwrap().remove(0);
+    slot.start(worker, Arc::clone(&driver.interrupt) as Arc<dyn Interrupt>);
+    disk.permit(0);
+    let write = |sector| header(OUT, sector);
+    let queue = &mut driver.queues[0];
+    queue.add(&[Buffer::Readable(&write(1)), Buffer::Readable(&[1; 512]), Buffer::Writable(1)]);
+    disk.wait_for_calls(1);
+    control.set_path(&new.path).unwrap();
+    queue.add(&[Buffer::Readable(&write(2)), Buffer::Readable(&[2; 512]), Buffer::Writable(1)]);
+    disk.permit(usize::MAX);
+    assert_eq!((answer(queue.wait_used(20)).0, answer(queue.wait_used(20)).0), (OK, OK));
+    assert_eq!((old.read(1, 512), old.read(2, 512)), (vec![1; 512], vec![pattern(2); 512]));
+    assert_eq!((new.read(1, 512), new.read(2, 512)), (vec![pattern(1); 512], vec![2; 512]));
+}
+
+#[test]
 fn a_batch_on_a_slow_disk_is_answered_piece_by_piece() {
     let disk = FaultyDisk::new(&Image::new(16));
     let mut device = Blk::new(Arc::clone(&disk) as Arc<dyn Disk>, &config()).unwrap();

@@ -5,6 +5,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use vmm_sys_util::eventfd::EventFd;
@@ -13,6 +14,8 @@ use vmm_sys_util::eventfd::EventFd;
 #[derive(Debug)]
 pub struct Settings<T> {
     inner: Mutex<Inner<T>>,
+    /// Rises with each change, under the lock.
+    generation: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -26,12 +29,15 @@ struct Inner<T> {
 pub struct Subscription<T> {
     settings: Arc<Settings<T>>,
     event: Arc<EventFd>,
+    /// The generation that it has seen; 0, which is none, before the first look.
+    seen: u64,
 }
 
 impl<T: Clone> Settings<T> {
     /// Settings that are `value` for now.
     pub fn new(value: T) -> Arc<Self> {
-        Arc::new(Self { inner: Mutex::new(Inner { value, subscribers: Vec::new() }) })
+        let inner = Mutex::new(Inner { value, subscribers: Vec::new() });
+        Arc::new(Self { inner, generation: AtomicU64::new(1) })
     }
 
     /// What they are now.
@@ -39,10 +45,12 @@ impl<T: Clone> Settings<T> {
         self.lock().value.clone()
     }
 
-    /// Changes them, and wakes all subscribers.
+    /// Changes them, and wakes all subscribers. Whoever learns of the change only after this has returned finds that each
+    /// subscriber is [stale](Subscription::is_stale), or has obeyed.
     pub fn change(&self, change: impl FnOnce(&mut T)) {
         let mut inner = self.lock();
         change(&mut inner.value);
+        self.generation.fetch_add(1, Ordering::Release);
         for event in inner.subscribers.iter().filter_map(Weak::upgrade) {
             // Fails only when the counter is full, and then the subscriber is about to look anyway.
             let _ = event.write(1);
@@ -59,7 +67,7 @@ impl<T: Clone> Settings<T> {
         let mut inner = self.lock();
         inner.subscribers.retain(|subscriber| subscriber.strong_count() > 0);
         inner.subscribers.push(Arc::downgrade(&event));
-        Ok(Subscription { settings: Arc::clone(self), event })
+        Ok(Subscription { settings: Arc::clone(self), event, seen: 0 })
     }
 
     /// A lock that outlives a panic of a `change`, which leaves a `T` behind, if not the wanted one.
@@ -70,10 +78,19 @@ impl<T: Clone> Settings<T> {
 
 impl<T: Clone> Subscription<T> {
     /// What the settings are now. The descriptor is quiet until they change again.
-    pub fn latest(&self) -> T {
+    pub fn latest(&mut self) -> T {
         // Fails when nothing has changed. In this order, a change after this line makes the descriptor readable again.
         let _ = self.event.read();
-        self.settings.get()
+        let inner = self.settings.lock();
+        self.seen = self.settings.generation.load(Ordering::Relaxed);
+        inner.value.clone()
+    }
+
+    /// Whether the settings have changed since they were looked at. For a worker whose driver may be told of a change: it
+    /// asks this for each request that it has taken, before it does it, since it may be in the middle of a batch. That costs a
+    /// load from memory that nobody else writes.
+    pub fn is_stale(&self) -> bool {
+        self.settings.generation.load(Ordering::Acquire) != self.seen
     }
 }
 

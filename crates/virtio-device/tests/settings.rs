@@ -18,7 +18,7 @@ fn is_told<T>(subscription: &Subscription<T>) -> bool {
 #[test]
 fn a_subscriber_is_told_until_it_has_looked() {
     let settings = Settings::new(1);
-    let subscription = settings.subscribe().unwrap();
+    let mut subscription = settings.subscribe().unwrap();
     assert!(!is_told(&subscription));
     assert_eq!(subscription.latest(), 1);
     settings.change(|value| *value = 2);
@@ -27,6 +27,20 @@ fn a_subscriber_is_told_until_it_has_looked() {
     assert_eq!(subscription.latest(), 3, "the present state, not its history");
     assert!(!is_told(&subscription));
     assert_eq!((subscription.latest(), settings.get()), (3, 3));
+}
+
+#[test]
+fn a_subscriber_is_stale_from_the_change_on_until_it_has_looked() {
+    let settings = Settings::new(1);
+    let mut subscription = settings.subscribe().unwrap();
+    assert!(subscription.is_stale(), "it has not looked yet");
+    assert_eq!((subscription.latest(), subscription.is_stale()), (1, false));
+    settings.change(|value| *value = 2);
+    assert!(subscription.is_stale());
+    assert_eq!((subscription.latest(), subscription.is_stale()), (2, false));
+    // What stands beside the settings may be what has changed.
+    settings.change(|_| ());
+    assert!(subscription.is_stale());
 }
 
 #[test]
@@ -39,9 +53,9 @@ fn what_changed_before_is_what_a_new_subscriber_finds() {
 #[test]
 fn every_subscriber_is_told() {
     let settings = Settings::new(0);
-    let subscriptions: Vec<_> = (0..4).map(|_| settings.subscribe().unwrap()).collect();
+    let mut subscriptions: Vec<_> = (0..4).map(|_| settings.subscribe().unwrap()).collect();
     settings.change(|value| *value = 1);
-    for subscription in &subscriptions {
+    for subscription in &mut subscriptions {
         assert!(is_told(subscription));
         assert_eq!(subscription.latest(), 1);
     }
@@ -62,7 +76,7 @@ fn subscribers_that_are_gone_leave_no_descriptor_behind() {
 fn no_change_is_lost_to_a_subscriber_that_looks_meanwhile() {
     const ROUNDS: u32 = 5_000;
     let settings = Settings::new(0);
-    let subscription = settings.subscribe().unwrap();
+    let mut subscription = settings.subscribe().unwrap();
     let together = Meeting::default();
     std::thread::scope(|scope| {
         scope.spawn(|| {

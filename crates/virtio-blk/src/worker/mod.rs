@@ -79,7 +79,7 @@ pub(crate) fn new(
     ring: Option<&Arc<RingPlace>>,
     control: &BlkControl,
 ) -> IoResult<Box<dyn Worker>> {
-    let settings = control.settings.subscribe()?;
+    let mut settings = control.settings.subscribe()?;
     let io = Io::new(queue, settings.latest().disk, Arc::clone(&control.shared), offered & !features);
     Ok(match ring {
         None => Box::new(BlkWorker::new(Sync::new(&io), io, settings, features)?),
@@ -126,6 +126,12 @@ impl<E: Engine> BlkWorker<E> {
             let queue = &mut self.io.queue;
             if !queue.pop(&mut job.chain).map_err(WorkerError::queue(queue.index()))? {
                 break;
+            }
+            // In this order: a request of a driver that has been told of a change finds it in force.
+            if self.settings.is_stale() {
+                queue.unpop(&job.chain);
+                self.configure()?;
+                continue;
             }
             job.begun = self.io.now;
             match job.parse(&self.rules) {
