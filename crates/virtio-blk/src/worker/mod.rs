@@ -53,7 +53,8 @@ trait Engine: Send {
     /// Does, or begins, what the free job has been made.
     fn run(&mut self, io: &mut Io) -> Result<(), WorkerError>;
 
-    /// Ends a batch: hands over to the kernel what was begun, and finishes what is done.
+    /// Ends a batch: hands over to the kernel what was begun, and finishes what is done. What the kernel does not take now
+    /// is left for the next time, for which it kicks the worker.
     fn submit(&mut self, io: &mut Io) -> Result<(), WorkerError>;
 
     /// Finishes all that has begun.
@@ -116,7 +117,7 @@ impl<E: Engine> BlkWorker<E> {
     fn process(&mut self) -> Result<(), WorkerError> {
         self.io.queue.begin_batch();
         if self.limiter.is_blocked() {
-            return Ok(());
+            return self.settle();
         }
         self.io.tick();
         let begun = self.io.now;
@@ -140,10 +141,8 @@ impl<E: Engine> BlkWorker<E> {
                 Ok(()) => {
                     self.io.queue.unpop(&job.chain);
                     self.io.shared.metrics.throttled.increment();
-                    self.engine.submit(&mut self.io)?;
                     // The driver's kicks stay off.
-                    self.io.queue.publish();
-                    return Ok(());
+                    return self.settle();
                 }
             }
             if self.io.now.saturating_duration_since(published) > PUBLISH_AFTER {
@@ -156,6 +155,13 @@ impl<E: Engine> BlkWorker<E> {
         }
         self.engine.submit(&mut self.io)?;
         self.io.queue.end_batch();
+        Ok(())
+    }
+
+    /// Goes on with what has begun, and shows the driver what is done.
+    fn settle(&mut self) -> Result<(), WorkerError> {
+        self.engine.submit(&mut self.io)?;
+        self.io.queue.publish();
         Ok(())
     }
 }
@@ -179,11 +185,7 @@ impl<E: Engine> Worker for BlkWorker<E> {
 
     fn event(&mut self, token: u32, _: EventSet, _: &mut Watch<'_>) -> Result<(), WorkerError> {
         match token {
-            ENGINE => {
-                self.engine.submit(&mut self.io)?;
-                self.io.queue.publish();
-                return Ok(());
-            }
+            ENGINE => return self.settle(),
             SETTINGS => self.configure()?,
             TIMER => self.limiter.on_timer(),
             _ => {}

@@ -8,6 +8,9 @@
 //! come back short go on where they ended. What a ring cannot do is done at once: unaligned direct I/O, and what has an
 //! `ioctl` only.
 //!
+//! The kernel may have no memory for requests, or want its results taken first (EAGAIN, EBUSY). Entries then stay in the
+//! ring, from which nothing takes them back, and are handed over again a little later: to the guest, the disk is slow.
+//!
 //! Guest memory is the kernel's while a job is in flight. So the engine never goes away before all are back.
 
 use std::io;
@@ -19,7 +22,7 @@ use std::time::Instant;
 use io_uring::register::Restriction;
 use io_uring::{IoUring, opcode, squeue, types};
 use kindling_virtio_device::{Chain, GuestMemory, WorkerError};
-use libc::iovec;
+use libc::{c_int, iovec};
 
 use super::Engine;
 use super::io::{Io, is_unsupported};
@@ -36,6 +39,11 @@ const DISK: types::Fixed = types::Fixed(0);
 
 /// What an empty place among a ring's files is called.
 const NO_FILE: RawFd = -1;
+
+/// For how many milliseconds the kernel is left alone that does not take entries, unless it has results before.
+const REFUSED_MS: c_int = 1;
+/// How often in a row it may refuse a worker that has nothing else to do than to finish: about a second.
+const REFUSALS: usize = 1000;
 
 /// Where the ring of a queue is while no worker has it. It is made once and serves one worker after the other: no filter of system
 /// calls sees what a ring is told to do, so that a thread which is confined by one must not be able to make another.
@@ -145,23 +153,26 @@ impl Ring {
         let entry = entry.user_data(index.into());
         // SAFETY: what the entry points to are the job's segments, in guest memory, which `memory` keeps mapped. The job
         // stays as it is until the ring gives it back, and all of it stays until then (see `drop`).
-        while unsafe { self.ring.submission().push(&entry) }.is_err() {
-            self.enter().inspect_err(|_| self.free.push(index))?;
-        }
-        Ok(())
+        let pushed = unsafe { self.ring.submission().push(&entry) };
+        pushed.map_err(|error| {
+            // Never: a queue has no more chains in flight than its ring has entries.
+            self.free.push(index);
+            WorkerError::host("put a request into an I/O ring")(io::Error::other(error))
+        })
     }
 
-    /// Hands all entries over to the kernel.
-    fn enter(&mut self) -> Result<(), WorkerError> {
+    /// Hands all entries over to the kernel; returns whether it took them.
+    fn enter(&mut self) -> Result<bool, WorkerError> {
         while !self.ring.submission().is_empty() {
             match self.ring.submit() {
+                Err(error) if is_refusal(&error) => return Ok(false),
                 Err(error) if error.kind() != io::ErrorKind::Interrupted => {
                     return Err(WorkerError::host("submit requests to an I/O ring")(error));
                 }
                 _ => {}
             }
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Takes back what the kernel has done; begins again what is not complete.
@@ -191,11 +202,30 @@ impl Ring {
 
     /// Waits for the kernel to have done something; returns whether that is worth while.
     fn wait(&mut self) -> bool {
-        match self.ring.submit_and_wait(1) {
-            Ok(_) => true,
-            Err(error) => error.kind() == io::ErrorKind::Interrupted,
+        for _ in 0..REFUSALS {
+            match self.ring.submit_and_wait(1) {
+                Err(error) if is_refusal(&error) => self.pause(),
+                Err(error) => return error.kind() == io::ErrorKind::Interrupted,
+                Ok(_) => return true,
+            }
+            if !self.ring.completion().is_empty() {
+                return true;
+            }
         }
+        false
     }
+
+    /// Leaves the kernel alone for a moment.
+    fn pause(&self) {
+        let mut results = libc::pollfd { fd: self.ring.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        // SAFETY: one structure, which lives across the call. It does not matter how that ends.
+        unsafe { libc::poll(&raw mut results, 1, REFUSED_MS) };
+    }
+}
+
+/// Whether the kernel takes no entries for now, but will (io_uring_enter(2)).
+fn is_refusal(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EBUSY))
 }
 
 impl Engine for Ring {
@@ -214,9 +244,14 @@ impl Engine for Ring {
 
     fn submit(&mut self, io: &mut Io) -> Result<(), WorkerError> {
         loop {
-            self.enter()?;
+            let is_taken = self.enter()?;
             self.reap(io)?;
             if self.ring.submission().is_empty() {
+                return Ok(());
+            }
+            if !is_taken {
+                self.pause();
+                io.queue.kick_worker();
                 return Ok(());
             }
         }
@@ -232,6 +267,12 @@ impl Engine for Ring {
     }
 
     fn set_disk(&mut self, disk: &dyn Disk) -> Result<(), WorkerError> {
+        if self.is_stuck {
+            // What is in flight would go to the wrong file.
+            return Err(WorkerError::host("finish the requests in an I/O ring")(
+                io::ErrorKind::ResourceBusy.into(),
+            ));
+        }
         self.set_file(disk).map_err(WorkerError::host("exchange the file of an I/O ring"))
     }
 }
