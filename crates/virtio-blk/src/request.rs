@@ -192,6 +192,7 @@ impl Job {
         self.chain.writable.write_zeroes(rest);
         self.chain.writable.write_last(status as u8);
         queue.push(self.chain.head(), self.writable);
+        self.chain.clear();
     }
 }
 

@@ -16,6 +16,11 @@ use crate::GuestMemory;
 /// The most segments that the kernel takes at once.
 const IOV_MAX: usize = libc::UIO_MAXIOV as usize;
 
+/// Segments for which memory is kept from one chain to the next: 128 of data, where Linux ends most requests, and two for what
+/// is around it. A longer chain moves so much, or is so odd, that an allocation does not matter; and what a driver makes all
+/// chains of a queue take in turn, a monitor must not have to keep.
+const KEPT: usize = 128 + 2;
+
 /// Segments of guest memory.
 ///
 /// Every segment lies in `memory`, which stays mapped for as long as the segments that are made of it: only
@@ -38,6 +43,7 @@ impl Segments {
 
     fn clear(&mut self) {
         self.segments.clear();
+        self.segments.shrink_to(KEPT);
         self.first = 0;
         self.len = 0;
     }

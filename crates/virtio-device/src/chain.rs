@@ -13,7 +13,8 @@ pub(crate) const DESCRIPTOR_SIZE: usize = size_of::<Descriptor>();
 /// A request of the driver: the buffers of one descriptor chain.
 ///
 /// A worker makes one, or as many as it has requests in flight, and has [`Queue::pop`](crate::Queue::pop) fill it again
-/// and again: after the first few requests, nothing is allocated.
+/// and again: after the first few requests, nothing is allocated, unless one has more than 130 buffers of a kind. What those
+/// take beyond that is given back when the chain is filled or [cleared](Chain::clear).
 pub struct Chain {
     head: u16,
     /// What the device may read.
@@ -38,13 +39,18 @@ impl Chain {
         self.head
     }
 
+    /// Drops all buffers. For a chain that may not be filled again soon: one of 1,024 buffers keeps 16 KiB until then.
+    pub fn clear(&mut self) {
+        self.readable.clear();
+        self.writable.clear();
+    }
+
     /// Reads the chain that begins at `head` of `table`: at most as many buffers as that has entries, wherever their
     /// descriptors are. The one that only points to an indirect table does not count: Linux puts as many buffers there as
     /// the queue has entries (VIRTIO 1.2, 2.7.5.3.1).
     pub(crate) fn load(&mut self, table: Table, head: u16, indirect: bool) -> Result<(), QueueError> {
         self.head = head;
-        self.readable.clear();
-        self.writable.clear();
+        self.clear();
         let most = table.size;
         let (mut table, mut index, mut indirect) = (table, head, indirect);
         let mut left = most;

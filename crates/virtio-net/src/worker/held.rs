@@ -81,7 +81,8 @@ impl Held {
         })
     }
 
-    pub fn spare(&mut self, chain: Chain) {
+    pub fn spare(&mut self, mut chain: Chain) {
+        chain.clear();
         self.spare.push(chain);
     }
 

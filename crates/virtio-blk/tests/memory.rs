@@ -1,0 +1,61 @@
+//! What a disk keeps of the memory that requests take. One test, alone in its process, since it counts all bytes there.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod common;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use common::*;
+use kindling_virtio_blk::{BlkConfig, IoEngine};
+use kindling_virtio_device::test_utils::Buffer;
+
+/// Bytes that are allocated.
+static BYTES: AtomicUsize = AtomicUsize::new(0);
+
+struct Counting;
+
+// SAFETY: all is left to the system's allocator.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        BYTES.fetch_add(layout.size(), Ordering::Relaxed);
+        // SAFETY: the caller's promise is passed on.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        BYTES.fetch_sub(layout.size(), Ordering::Relaxed);
+        // SAFETY: the caller's promise is passed on.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+#[test]
+fn what_long_requests_take_is_given_back_when_they_are_done() {
+    const ENTRIES: usize = 256;
+    let image = Image::new(16);
+    let config = BlkConfig { engine: IoEngine::Async, queue_size: ENTRIES as u16, ..BlkConfig::default() };
+    let mut guest = Guest::open(&image, &config);
+    // As many reads of a sector as there can be at a time, into so many buffers each.
+    let mut read = |buffers: usize| {
+        let mut request = vec![Buffer::Writable(1); buffers - 1];
+        request.push(Buffer::Writable(512 - (buffers as u32 - 1)));
+        let header = header(IN, 3);
+        request.insert(0, Buffer::Readable(&header));
+        request.push(Buffer::Writable(1));
+        for _ in 0..ENTRIES {
+            guest.driver.queues[0].add_indirect(&request);
+        }
+        for _ in 0..ENTRIES {
+            assert_eq!(answer(guest.wait(0)), (OK, vec![pattern(3); 512]));
+        }
+        BYTES.load(Ordering::Relaxed)
+    };
+    let usual = read(128);
+    let most = read(ENTRIES - 2);
+    assert!(most <= usual + ENTRIES * 64, "{} bytes more are kept", most - usual);
+}

@@ -1,0 +1,74 @@
+//! What chains allocate, whatever a driver makes of them. One test, alone in its process, since it counts all bytes there.
+
+mod common;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use common::{INDIRECT, pair};
+use kindling_virtio_device::Chain;
+use kindling_virtio_device::test_utils::Buffer;
+
+/// Bytes that are allocated.
+static BYTES: AtomicUsize = AtomicUsize::new(0);
+/// How often any were.
+static CALLS: AtomicUsize = AtomicUsize::new(0);
+
+struct Counting;
+
+// SAFETY: all is left to the system's allocator.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        BYTES.fetch_add(layout.size(), Ordering::Relaxed);
+        CALLS.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: the caller's promise is passed on.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        BYTES.fetch_sub(layout.size(), Ordering::Relaxed);
+        // SAFETY: the caller's promise is passed on.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+#[test]
+fn usual_chains_allocate_nothing_and_long_ones_leave_nothing_behind() {
+    let (mut driver, mut queue) = pair(1024, INDIRECT);
+    let mut chain = Chain::new(&driver.memory);
+    let mut take = |readable: usize, writable: usize| {
+        let bytes = vec![Buffer::Readable(b"x"); readable];
+        let room = vec![Buffer::Writable(1); writable];
+        driver.queues[0].add_indirect(&[bytes, room].concat());
+        let before = (BYTES.load(Ordering::Relaxed), CALLS.load(Ordering::Relaxed));
+        assert!(queue.pop(&mut chain).unwrap());
+        assert_eq!((chain.readable.len(), chain.writable.len()), (readable as u32, writable as u32));
+        let calls = CALLS.load(Ordering::Relaxed) - before.1;
+        queue.push(chain.head(), 0);
+        chain.clear();
+        let kept = BYTES.load(Ordering::Relaxed).wrapping_sub(before.0) as isize;
+        queue.publish();
+        driver.queues[0].take_used().unwrap();
+        (calls, kept)
+    };
+    // A write and a read of 128 segments each.
+    let (mut kept, mut calls) = (0, 0);
+    for (readable, writable) in [(129, 1), (1, 129), (130, 1), (1, 130)] {
+        let taken = take(readable, writable);
+        calls += taken.0;
+        kept += taken.1;
+    }
+    assert!(calls > 0);
+    for (readable, writable) in [(129, 1), (1, 129), (130, 130), (3, 2)] {
+        assert_eq!(take(readable, writable), (0, 0), "{readable} and {writable}");
+    }
+    for (readable, writable) in [(1023, 1), (1, 1023), (512, 512)] {
+        let (calls, more) = take(readable, writable);
+        assert!(calls > 0);
+        kept += more;
+    }
+    assert!((0..=2 * 130 * 16).contains(&kept), "{kept} bytes are kept");
+}
