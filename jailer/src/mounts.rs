@@ -9,7 +9,6 @@ use std::ffi::{CStr, c_uint};
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::ptr;
 
 use crate::error::Error;
@@ -116,12 +115,6 @@ fn devices(owner: Owner) -> io::Result<File> {
     sys::make_folder_at(&dev, c"net", 0o755)?;
     for (name, mode, device) in NODES {
         sys::make_device_at(&dev, name, mode, device, owner)?;
-    }
-    // Its number is not fixed, and not every kernel has it.
-    if let Ok(meta) = std::fs::symlink_metadata("/dev/userfaultfd")
-        && meta.file_type().is_char_device()
-    {
-        sys::make_device_at(&dev, c"userfaultfd", 0o600, meta.rdev(), owner)?;
     }
     set_attributes(&dev, &MountAttr { set: MOUNT_ATTR_RDONLY, ..MountAttr::default() })?;
     Ok(dev)
