@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::ffi::CString;
 use std::fs;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
@@ -56,6 +57,27 @@ fn only_root_and_dev_are_mounted_and_neither_is_seen_on_the_host() {
 }
 
 #[test]
+fn above_the_root_is_an_empty_file_system_that_the_jail_cannot_see() {
+    let place = Place::new();
+    let jailed = Jailed::start(&mut place.jailer(&NONE));
+    assert_eq!(jailed.report["parent_of_root_is_root"], true);
+    // The host's own way up is not stopped at the root of another process.
+    let above = |path: &str| format!("/proc/{}/root/{path}", jailed.pid);
+    for path in [above(".."), above("../../..")] {
+        let names: Vec<_> = fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(names, ["jail"], "{path}");
+    }
+    let path = CString::new(above("..")).unwrap();
+    // SAFETY: all zeros is a valid `statvfs`.
+    let mut stat: libc::statvfs = unsafe { std::mem::zeroed() };
+    // SAFETY: the path is a string that ends in NUL, and the call writes one `statvfs`.
+    assert_eq!(unsafe { libc::statvfs(path.as_ptr(), &raw mut stat) }, 0);
+    let closed = libc::ST_RDONLY | libc::ST_NOSUID | libc::ST_NODEV | libc::ST_NOEXEC;
+    assert_eq!(stat.f_flag & closed, closed);
+    jailed.end();
+}
+
+#[test]
 fn the_user_has_no_capability_no_group_but_its_own_and_no_way_to_more() {
     let place = Place::new();
     let jailed = Jailed::start(&mut place.jailer(&NONE));
@@ -89,7 +111,7 @@ fn what_a_jailed_program_must_not_do_fails() {
     let mut attempts = jailed.report["attempts"].as_object().unwrap().clone();
     // It is nowhere.
     assert_eq!(attempts.remove("leave by .."), Some(libc::ENOENT.into()));
-    assert_eq!(attempts.len(), 8);
+    assert_eq!(attempts.len(), 9);
     for (what, errno) in attempts {
         assert!(
             [libc::EPERM, libc::EACCES, libc::EROFS].map(Value::from).contains(&errno),
@@ -106,7 +128,14 @@ fn user_0_is_nobody_special_in_a_jail() {
     let jailed = Jailed::start(&mut jailer);
     assert_eq!(jailed.status("Uid"), ["0"; 4]);
     no_capability(&jailed);
-    for what in ["change the root", "mount", "make a device", "write to /dev", "raise the limit"] {
+    for what in [
+        "change the root",
+        "mount",
+        "make a device",
+        "write to /dev",
+        "raise the limit",
+        "make a user namespace",
+    ] {
         assert_ne!(jailed.report["attempts"][what], 0, "{what}");
     }
     jailed.end();

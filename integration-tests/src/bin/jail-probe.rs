@@ -60,9 +60,15 @@ fn report() -> Value {
         "descriptors": descriptors,
         "securebits": securebits,
         "files": files,
+        "parent_of_root_is_root": place(Path::new("/..")) == place(Path::new("/")),
         "attempts": attempts(),
         "devices": devices(),
     })
+}
+
+/// Which file a path leads to.
+fn place(path: &Path) -> Option<(u64, u64)> {
+    std::fs::metadata(path).ok().map(|meta| (meta.dev(), meta.ino()))
 }
 
 /// All files below a folder: kind, mode, owner, device number.
@@ -85,7 +91,7 @@ fn attempts() -> BTreeMap<&'static str, i32> {
     let none = std::ptr::null::<libc::c_char>();
     // Each of the calls is meant to fail; none of them touches memory of this process.
     // SAFETY: strings end in NUL; pointers that are null are allowed to be.
-    let calls: [(&'static str, &dyn Fn() -> i32); 9] = unsafe {
+    let calls: [(&'static str, &dyn Fn() -> i32); 10] = unsafe {
         [
             ("become user 0", &|| libc::setresuid(0, 0, 0)),
             ("become group 0", &|| libc::setresgid(0, 0, 0)),
@@ -101,6 +107,8 @@ fn attempts() -> BTreeMap<&'static str, i32> {
                 let limit = libc::rlimit { rlim_cur: 1 << 19, rlim_max: 1 << 19 };
                 libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit)
             }),
+            // The last one: should it succeed, all others would, too.
+            ("make a user namespace", &|| libc::unshare(libc::CLONE_NEWUSER | libc::CLONE_NEWNS)),
         ]
     };
     let errno = |result: i32| {
