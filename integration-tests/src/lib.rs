@@ -9,6 +9,7 @@ pub mod error;
 pub mod guest_image;
 pub mod harness;
 pub mod init;
+pub mod jail_baits;
 pub mod job;
 pub mod kernel;
 pub mod landlock;

@@ -60,10 +60,13 @@ impl Inside<'_> {
 
     fn enter(&mut self, undo: &mut Undo) -> Result<Vec<CString>, Error> {
         self.mounts.enter(undo)?;
+        // A kernel that has no such namespaces is refused, too: it may have what they keep apart.
+        sys::unshare(libc::CLONE_NEWIPC).map_err(Error::process("make an IPC namespace"))?;
         self.cgroups.join(undo)?;
         if let Some(null) = &self.null {
             detach(null).map_err(Error::process("detach from the terminal"))?;
         }
+        leave_keyring().map_err(Error::process("leave the session keyring"))?;
         // The standard library ignores it, which would be handed on.
         // SAFETY: the default action involves no handler.
         unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
@@ -109,4 +112,15 @@ fn detach(null: &File) -> io::Result<()> {
         check(unsafe { libc::dup2(null.as_raw_fd(), stream) })?;
     }
     Ok(())
+}
+
+/// Exchanges the session keyring for an empty one: whoever has it has the keys of who started the process.
+fn leave_keyring() -> io::Result<()> {
+    let name = ptr::null::<c_char>();
+    // SAFETY: without a name, the call touches no memory.
+    match check(unsafe { libc::syscall(libc::SYS_keyctl, libc::KEYCTL_JOIN_SESSION_KEYRING, name) }) {
+        // A kernel that has no keys.
+        Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => Ok(()),
+        result => result.map(drop),
+    }
 }

@@ -11,6 +11,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
 use common::{GID, Jailed, Place, UID, give, own_mounts, run, wait};
+use kindling_integration_tests::jail_baits::{KEY, MESSAGE_QUEUE, SHARED_MEMORY};
 use serde_json::{Value, json};
 
 const NONE: [&str; 0] = [];
@@ -208,6 +209,39 @@ fn descriptors_that_were_left_open_are_closed() {
     unsafe { command.pre_exec(leak) };
     let jailed = Jailed::start(&mut command);
     assert_eq!(jailed.report["descriptors"], json!([0, 1, 2]));
+    jailed.end();
+}
+
+#[test]
+fn keys_shared_memory_and_message_queues_of_the_host_are_not_there() {
+    // This thread stands for the host.
+    // SAFETY: the call takes a number.
+    assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWIPC) }, 0);
+    // SAFETY: the call takes numbers.
+    assert!(unsafe { libc::shmget(SHARED_MEMORY, 1, libc::IPC_CREAT | 0o666) } >= 0);
+    let (flags, attributes) = (libc::O_CREAT | libc::O_RDWR, std::ptr::null::<libc::mq_attr>());
+    // SAFETY: the name ends in NUL; a queue without attributes has those that are usual.
+    assert!(unsafe { libc::mq_open(MESSAGE_QUEUE.as_ptr(), flags, 0o666, attributes) } >= 0);
+    let add_key = || {
+        let none = std::ptr::null::<libc::c_char>();
+        // SAFETY: strings end in NUL, a keyring without a name is new, and a byte of the key's content is read.
+        let key = unsafe {
+            libc::syscall(libc::SYS_keyctl, libc::KEYCTL_JOIN_SESSION_KEYRING, none);
+            let (kind, content, length) = (c"user".as_ptr(), c"x".as_ptr(), 1_usize);
+            let keyring = libc::KEY_SPEC_SESSION_KEYRING;
+            libc::syscall(libc::SYS_add_key, kind, KEY.as_ptr(), content, length, keyring)
+        };
+        if key < 0 { Err(std::io::Error::last_os_error()) } else { Ok(()) }
+    };
+
+    let place = Place::new();
+    let mut jailer = place.jailer(&NONE);
+    // SAFETY: the closure only makes system calls.
+    unsafe { jailer.pre_exec(add_key) };
+    let jailed = Jailed::start(&mut jailer);
+    let none = json!({"key": libc::ENOKEY, "shared memory": libc::ENOENT, "message queue": libc::ENOENT});
+    assert_eq!(jailed.report["baits"], none);
+    assert_ne!(jailed.namespace("ipc"), fs::read_link("/proc/thread-self/ns/ipc").unwrap());
     jailed.end();
 }
 

@@ -11,6 +11,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use kindling_integration_tests::jail_baits::{KEY, MESSAGE_QUEUE, SHARED_MEMORY};
 use serde_json::{Value, json};
 
 /// Descriptors that are looked for.
@@ -61,6 +62,7 @@ fn report() -> Value {
         "securebits": securebits,
         "files": files,
         "parent_of_root_is_root": place(Path::new("/..")) == place(Path::new("/")),
+        "baits": baits(),
         "attempts": attempts(),
         "devices": devices(),
     })
@@ -111,10 +113,26 @@ fn attempts() -> BTreeMap<&'static str, i32> {
             ("make a user namespace", &|| libc::unshare(libc::CLONE_NEWUSER | libc::CLONE_NEWNS)),
         ]
     };
-    let errno = |result: i32| {
-        if result < 0 { io::Error::last_os_error().raw_os_error().unwrap_or(-1) } else { 0 }
+    calls.iter().map(|(name, call)| (*name, errno(call()))).collect()
+}
+
+/// How the search for what the host has without a path went; 0 for what was found.
+fn baits() -> BTreeMap<&'static str, i32> {
+    let (kind, none) = (c"user".as_ptr(), std::ptr::null::<libc::c_char>());
+    // SAFETY: strings end in NUL; pointers that are null are allowed to be. What is opened is left to the end of the process.
+    let calls: [(&'static str, &dyn Fn() -> i32); 3] = unsafe {
+        [
+            ("key", &|| libc::syscall(libc::SYS_request_key, kind, KEY.as_ptr(), none, 0) as i32),
+            ("shared memory", &|| libc::shmget(SHARED_MEMORY, 0, 0)),
+            ("message queue", &|| libc::mq_open(MESSAGE_QUEUE.as_ptr(), libc::O_RDONLY)),
+        ]
     };
     calls.iter().map(|(name, call)| (*name, errno(call()))).collect()
+}
+
+/// The number of the error that a call had; 0 if it succeeded.
+fn errno(result: i32) -> i32 {
+    if result < 0 { io::Error::last_os_error().raw_os_error().unwrap_or(-1) } else { 0 }
 }
 
 fn create(path: &CStr) -> i32 {
