@@ -34,7 +34,7 @@ impl Folder {
     pub fn open_or_make_all(path: &Path, owner: Owner, undo: &mut Undo) -> Result<Self, Error> {
         let root = Path::new("/");
         let file = File::open(root).map_err(Error::file("open folder", root))?;
-        let mut folder = Folder { file, path: root.to_owned() };
+        let mut folder = Folder { file, path: root.to_owned() }.trusted(owner)?;
         for component in path.components() {
             if let Component::Normal(name) = component {
                 folder = folder.open_or_make(&c_string(name.as_bytes(), path)?, owner, undo)?;
@@ -58,10 +58,15 @@ impl Folder {
             }
             Err(error) => return Err(Error::file("open folder", &path)(error)),
         };
-        let meta = file.metadata().map_err(Error::file("look at folder", &path))?;
+        Folder { file, path }.trusted(owner)
+    }
+
+    /// The folder itself, if nobody can change it but those who may.
+    fn trusted(self, owner: Owner) -> Result<Self, Error> {
+        let meta = self.file.metadata().map_err(Error::file("look at folder", &self.path))?;
         match distrust(&meta, owner) {
-            Some(fault) => Err(Error::refused(&path, fault)),
-            None => Ok(Folder { file, path }),
+            Some(fault) => Err(Error::refused(&self.path, fault)),
+            None => Ok(self),
         }
     }
 

@@ -98,6 +98,28 @@ fn folders_and_files_of_another_user_are_refused() {
 }
 
 #[test]
+fn a_root_folder_that_others_can_change_is_refused() {
+    let place = Place::new();
+    fs::copy(env!("CARGO_BIN_EXE_jailer"), place.path().join("jailer")).unwrap();
+    for library in ["lib", "lib64"] {
+        fs::create_dir(place.path().join(library)).unwrap();
+    }
+    fs::set_permissions(place.path(), Permissions::from_mode(0o777)).unwrap();
+    let before = place.listing();
+    // The mounts are this program's alone, and gone with it.
+    let script = r#"
+        cd "$1"
+        for library in lib lib64; do mount --bind "/$library" "$library"; done
+        exec chroot . /jailer --id a --uid 1 --gid 1 --exec-file /vmm --chroot-base-dir /jails
+    "#;
+    let mut unshare = Command::new("unshare");
+    let output = unshare.args(["--mount", "sh", "-ec", script, "sh"]).arg(place.path()).output().unwrap();
+    let line = failed(&output);
+    assert!(line.contains("jailer: / can be changed by others (mode 0777)"), "{line}");
+    assert_eq!(place.listing(), before);
+}
+
+#[test]
 fn folders_that_others_can_change_are_refused() {
     for component in ["", "jails", "jails/vmm", "jails/vmm/a", "jails/vmm/a/root"] {
         for (mode, group) in [(0o777, 0), (0o702, 0), (0o770, STRANGER)] {
