@@ -92,14 +92,23 @@ impl Folder {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             Err(error) => return Err(Error::file("look at", &path)(error)),
         };
-        let fault = match stat.st_mode & libc::S_IFMT {
-            libc::S_IFREG if stat.st_nlink > 1 => "is a hard link",
-            libc::S_IFREG if !owner.trusts(stat.st_uid) => "belongs to another user",
-            libc::S_IFREG => return sys::remove_at(&self.file, name).map_err(Error::file("remove", &path)),
-            libc::S_IFLNK => "is a symbolic link",
-            _ => "is in the way",
-        };
-        Err(Error::refused(&path, fault))
+        match foreign(stat.st_mode, stat.st_nlink, owner.trusts(stat.st_uid)) {
+            Some(fault) => Err(Error::refused(&path, fault)),
+            None => sys::remove_at(&self.file, name).map_err(Error::file("remove", &path)),
+        }
+    }
+
+    /// Opens the file `name`, or makes it with `mode`; tells whether it is new. `NotFound` if it was there at first, and
+    /// then was not.
+    pub fn open_or_make_file(&self, name: &CStr, mode: u32) -> io::Result<(File, bool)> {
+        match sys::open_at(&self.file, name, libc::O_RDONLY | libc::O_CREAT | libc::O_EXCL, mode) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                // Not to wait where the name is that of a FIFO.
+                let flags = libc::O_RDONLY | libc::O_NONBLOCK;
+                sys::open_at(&self.file, name, flags, 0).map(|file| (file, false))
+            }
+            result => result.map(|file| (file, true)),
+        }
     }
 
     /// Makes the file `name`, which must not be there, for writing. `mode` is what it gets at once.
@@ -129,6 +138,17 @@ fn distrust(meta: &Metadata, owner: Owner) -> Option<String> {
         Some(format!("can be changed by others (mode {mode:04o})"))
     } else {
         None
+    }
+}
+
+/// Why what is called as a file of an earlier run is none, if so: that is a plain file with one name.
+pub(crate) fn foreign(mode: u32, links: u64, is_owner_trusted: bool) -> Option<&'static str> {
+    match mode & libc::S_IFMT {
+        libc::S_IFREG if links > 1 => Some("is a hard link"),
+        libc::S_IFREG if !is_owner_trusted => Some("belongs to another user"),
+        libc::S_IFREG => None,
+        libc::S_IFLNK => Some("is a symbolic link"),
+        _ => Some("is in the way"),
     }
 }
 

@@ -1,9 +1,9 @@
 //! The folders of a jail, and that no more than one process lives in it.
 //!
 //! `<base>/<exec name>/<id>` is the jail's place on the host and `root` in it what the monitor sees as `/`. Clients put
-//! disks and kernels into `root` before; those are left alone. A start holds a lock on the folder of the id until the
-//! monitor runs, and leaves the number of the monitor's process in the file `pid` there, where the monitor cannot reach
-//! it: it tells the next start whether somebody lives in this jail.
+//! disks and kernels into `root` before; those are left alone. A start holds the lock of the file `lock` beside it until
+//! the monitor runs, and leaves the number of the monitor's process in the file `pid` there, where the monitor cannot
+//! reach it: it tells the next start whether somebody lives in this jail.
 
 use std::ffi::{CStr, CString};
 use std::fs::{self, File};
@@ -14,10 +14,13 @@ use std::path::Path;
 
 use crate::cli::Options;
 use crate::error::Error;
-use crate::folders::{Folder, Owner, c_string};
+use crate::folders::{Folder, Owner, c_string, foreign};
 use crate::sys;
 use crate::undo::Undo;
 
+/// What jailers lock, beside the jail's root. Nobody but root can open it: whoever can open a file can lock it, and so
+/// keep a guest from starting.
+const LOCK: &CStr = c"lock";
 /// Who lives in the jail, beside its root.
 const RECORD: &CStr = c"pid";
 /// In it, the socket of the API, unless the monitor is told otherwise.
@@ -26,7 +29,7 @@ const SOCKET: &CStr = c"firecracker.socket";
 /// More than the digits of a process number.
 const RECORD_MAX: u64 = 16;
 
-/// A jail that is ready to be entered. The lock is held as long as this lives.
+/// A jail that is ready to be entered.
 #[derive(Debug)]
 pub(crate) struct Jail {
     /// The folder of the id.
@@ -39,7 +42,8 @@ pub(crate) struct Jail {
 }
 
 impl Jail {
-    /// Makes the folders that are missing, and removes what a monitor that has ended left of the jailer's making.
+    /// Makes the folders that are missing, and removes what a monitor that has ended left of the jailer's making. Other
+    /// jailers are kept out as long as `undo` lives.
     pub fn build(options: &Options, name: CString, owner: Owner, undo: &mut Undo) -> Result<Self, Error> {
         let current;
         let base = if options.chroot_base_dir.is_absolute() {
@@ -53,13 +57,7 @@ impl Jail {
         let place = Folder::open_or_make_all(base, owner, undo)?
             .open_or_make(&name, owner, undo)?
             .open_or_make(&id, owner, undo)?;
-        match sys::lock(&place.file) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                return Err(Error::refused(&place.path, "is being used by another jailer right now"));
-            }
-            Err(error) => return Err(Error::file("lock", &place.path)(error)),
-        }
+        lock(&place, undo)?;
         let root = place.open_or_make(c"root", owner, undo)?;
         let pid_name = c_string(&[name.as_bytes(), b".pid"].concat(), &place.path)?;
         let jail = Jail { place, root, name, pid_name };
@@ -126,6 +124,40 @@ impl Jail {
         }
         Ok(())
     }
+}
+
+/// Keeps other jailers out as long as `undo` lives.
+fn lock(place: &Folder, undo: &mut Undo) -> Result<(), Error> {
+    let path = place.path_of(LOCK);
+    let busy = || Error::refused(&place.path, "is being used by another jailer right now");
+    let (file, is_new) = match place.open_or_make_file(LOCK, 0o600) {
+        Ok(opened) => opened,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(busy()),
+        Err(error) if error.raw_os_error() == Some(libc::ELOOP) => {
+            return Err(Error::refused(&path, "is a symbolic link"));
+        }
+        Err(error) => return Err(Error::file("open", &path)(error)),
+    };
+    match sys::lock(&file) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(busy()),
+        Err(error) => return Err(Error::file("lock", &path)(error)),
+    }
+    let meta = file.metadata().map_err(Error::file("look at", &path))?;
+    if meta.nlink() == 0 {
+        // Whoever had the lock has failed, and removed the file that it had made.
+        return Err(busy());
+    }
+    let is_open_to_others = || (meta.mode() & 0o077 != 0).then_some("can be opened by others");
+    if let Some(fault) = foreign(meta.mode(), meta.nlink(), meta.uid() == 0).or_else(is_open_to_others) {
+        return Err(Error::refused(&path, fault));
+    }
+    undo.locked(file);
+    // Not earlier: it is for whoever has the lock to remove it.
+    if is_new {
+        undo.made_file(&place.file, LOCK)?;
+    }
+    Ok(())
 }
 
 /// The name that the path of the executable ends in, as it was given.

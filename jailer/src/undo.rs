@@ -22,6 +22,7 @@ enum Step {
     GiveBack { file: File, uid: u32, gid: u32, mode: u32 },
     Unmount(&'static CStr),
     LeaveCgroup(File),
+    Release(File),
 }
 
 impl Undo {
@@ -56,6 +57,11 @@ impl Undo {
         self.0.push(Step::LeaveCgroup(elsewhere));
     }
 
+    /// A lock has been taken. It is held until all later steps are taken back, or this is dropped.
+    pub fn locked(&mut self, lock: File) {
+        self.0.push(Step::Release(lock));
+    }
+
     /// Takes everything back, the last step first. What fails is left: the error that led here is the one to tell.
     pub fn run(&mut self) {
         while let Some(step) = self.0.pop() {
@@ -69,6 +75,10 @@ impl Undo {
                     sys::check(unsafe { libc::umount2(path.as_ptr(), libc::MNT_DETACH) }).map(drop)
                 }
                 Step::LeaveCgroup(mut processes) => processes.write_all(b"0"),
+                Step::Release(lock) => {
+                    drop(lock);
+                    Ok(())
+                }
             };
         }
     }

@@ -62,7 +62,7 @@ fn a_link_in_the_place_of_a_file_that_the_jailer_writes_is_refused() {
         (|_, path| fs::create_dir(path).unwrap(), "is in the way"),
     ];
     for (plant, fault) in plants {
-        for file in ["root/vmm", "root/vmm.pid", "pid"] {
+        for file in ["root/vmm", "root/vmm.pid", "pid", "lock"] {
             let place = Place::new();
             let target = place.path().join("target");
             fs::write(&target, "precious").unwrap();
@@ -258,60 +258,6 @@ fn a_folder_among_the_standard_streams_is_refused() {
 }
 
 #[test]
-fn a_jail_that_somebody_lives_in_is_refused_until_it_ends() {
-    for options in [&[][..], &["--daemonize", "--new-pid-ns"]] {
-        let place = Place::new();
-        let jailed = if options.is_empty() {
-            Jailed::start(&mut place.jailer(options))
-        } else {
-            Jailed::detached(&place, options)
-        };
-        let line = place.refused(&NONE);
-        assert!(line.contains(&format!("is in use: process {} lives in it", jailed.pid)), "{line}");
-        // What the monitor itself can reach does not matter.
-        fs::remove_file(place.root().join("vmm.pid")).unwrap();
-        assert!(place.refused(&["--daemonize"]).contains("is in use"));
-        drop(jailed);
-        Jailed::start(&mut place.jailer(&NONE)).end();
-    }
-}
-
-#[test]
-fn a_jailer_that_is_still_at_it_keeps_the_second_out() {
-    let place = Place::new();
-    let folder = place.make_root().parent().unwrap().to_owned();
-    let lock = fs::File::open(&folder).unwrap();
-    lock.lock().unwrap();
-    assert!(place.refused(&NONE).contains("is being used by another jailer right now"));
-    drop(lock);
-    Jailed::start(&mut place.jailer(&NONE)).end();
-}
-
-#[test]
-fn many_at_once_with_one_id_start_one_and_with_many_ids_all() {
-    let place = Place::new();
-    let mut children: Vec<_> = (0..8)
-        .map(|_| {
-            let mut command = place.jailer_for(&["--daemonize"], &["/report"]);
-            command.stderr(Stdio::piped()).spawn().unwrap()
-        })
-        .collect();
-    let started =
-        children.iter_mut().filter_map(|child| child.wait().unwrap().success().then_some(())).count();
-    assert_eq!(started, 1);
-    let pid: i32 = fs::read_to_string(place.root().join("vmm.pid")).unwrap().parse().unwrap();
-    // SAFETY: the call takes numbers; the process is this test's.
-    unsafe { libc::kill(pid, libc::SIGKILL) };
-    let place = Place::new();
-    let commands = (0..8).map(|number| {
-        let mut command = command(&number.to_string(), &place.executable(), &place.base());
-        command.args(["--", "mark"]).stdout(Stdio::null()).spawn().unwrap()
-    });
-    let children: Vec<_> = commands.collect();
-    assert!(children.into_iter().all(|mut child| child.wait().unwrap().success()));
-}
-
-#[test]
 fn what_a_dead_one_left_is_replaced_and_what_clients_left_is_not() {
     let place = Place::new();
     let root = place.make_root();
@@ -401,9 +347,14 @@ fn folders_and_files_of_the_jail_that_are_swapped_meanwhile_lead_nowhere_else() 
     let before = listing(&precious);
     let folder = place.make_root().parent().unwrap().to_owned();
     let aside = place.path().join("aside");
-    for (name, target) in
-        [("root", "root"), ("root/dev", "dev"), ("root/run", "run"), ("root/vmm", "vmm"), ("pid", "pid")]
-    {
+    for (name, target) in [
+        ("root", "root"),
+        ("root/dev", "dev"),
+        ("root/run", "run"),
+        ("root/vmm", "vmm"),
+        ("pid", "pid"),
+        ("lock", "pid"),
+    ] {
         let path = folder.join(name);
         disturbed(&place, 60, || {
             let _ = fs::rename(&path, &aside);
