@@ -128,7 +128,7 @@ fn a_monitor_in_the_background_is_ended_by_a_signal_to_the_number_that_it_left()
     for options in [&["--daemonize"][..], &["--new-pid-ns"], &["--daemonize", "--new-pid-ns"]] {
         let status = place.jailer_for(options, &["--api-sock", "api.socket"]).stdout(Stdio::null()).status();
         assert_eq!(status.unwrap().code(), Some(0));
-        let pid: i32 = fs::read_to_string(place.root().join("vmm.pid")).unwrap().parse().unwrap();
+        let pid: i32 = fs::read_to_string(place.base().join("vmm/a/pid")).unwrap().parse().unwrap();
         let socket = place.root().join("api.socket");
         start_guest(&socket, "spin");
         let threads = || fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
