@@ -10,6 +10,7 @@ mod start;
 mod telemetry;
 
 use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -145,16 +146,15 @@ impl Api {
         }
     }
 
-    /// What the process has open, by name.
-    fn open_files(&self) -> Vec<String> {
+    /// What the process has open: device and inode.
+    fn open_files(&self) -> Vec<(u64, u64)> {
         let folder = format!("/proc/{}/fd", self.vmm.id());
-        let name = |entry: std::io::Result<fs::DirEntry>| fs::read_link(entry.ok()?.path()).ok();
-        let names = fs::read_dir(folder).unwrap().filter_map(name);
-        names.map(|name| name.display().to_string()).collect()
+        let file = |entry: std::io::Result<fs::DirEntry>| fs::metadata(entry.ok()?.path()).ok();
+        fs::read_dir(folder).unwrap().filter_map(file).map(|file| (file.dev(), file.ino())).collect()
     }
 
     fn has_open(&self, path: &Path) -> bool {
-        self.open_files().iter().any(|name| *name == path.display().to_string())
+        fs::metadata(path).is_ok_and(|file| self.open_files().contains(&(file.dev(), file.ino())))
     }
 
     /// Sends SIGTERM, which ends the process soon.
