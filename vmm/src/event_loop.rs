@@ -1,4 +1,5 @@
-//! The `vmm` thread: waits for the guest's end, for signals, for the console and for requests, until the guest has ended.
+//! The `vmm` thread: waits for the guest's end, for signals, for the console, for requests and for devices that were late,
+//! until the guest has ended.
 
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
@@ -13,13 +14,14 @@ use crate::outcome::{Outcome, OutcomeSlot};
 use crate::signals::EndingSignals;
 
 /// Events that are taken from the kernel at once: all that there can be.
-const EVENTS: usize = 4;
+const EVENTS: usize = 5;
 
 /// What is waited for.
 const ENDING: u64 = 0;
 const SIGNALS: u64 = 1;
 const CONSOLE: u64 = 2;
 const REQUESTS: u64 = 3;
+const LATE: u64 = 4;
 
 struct Watch(Epoll);
 
@@ -48,15 +50,16 @@ pub fn run(
     if let Some(requests) = &requests {
         watch.add(*requests, REQUESTS)?;
     }
-    let mut has_console = false;
+    let mut has_guest = false;
     let mut events = [EpollEvent::default(); EVENTS];
     loop {
         if let Some(outcome) = outcome.get() {
             return Ok(outcome.clone());
         }
-        if !has_console && let Some(guest) = controller.guest_mut() {
+        if !has_guest && let Some(guest) = controller.guest_mut() {
             watch.add(&guest.console, CONSOLE)?;
-            has_console = true;
+            watch.add(guest.late(), LATE)?;
+            has_guest = true;
         }
         let count = match watch.0.wait(controller.wait_ms(), &mut events) {
             Ok(count) => count,
@@ -90,6 +93,11 @@ pub fn run(
                     // One at a time: between two requests, the rest has its turn.
                     if let Some(request) = requests.as_mut().and_then(|requests| requests.take()) {
                         controller.serve(request);
+                    }
+                }
+                LATE => {
+                    if let Some(guest) = controller.guest_mut() {
+                        guest.go_on();
                     }
                 }
                 // The guest has ended.

@@ -9,6 +9,7 @@ use kindling_seccomp_profiles::Thread;
 use kindling_serial::Console;
 use kindling_serial::terminal::RawMode;
 use kvm_ioctls::VcpuFd;
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::backends::Controls;
 use crate::confinement::Confinement;
@@ -126,6 +127,16 @@ impl Guest {
     pub fn resume(&self) {
         self.keep.devices.wake();
         self.gate.open();
+    }
+
+    /// What is written when it is time to [`Guest::go_on`].
+    pub fn late(&self) -> &EventFd {
+        self.keep.devices.late()
+    }
+
+    /// Has devices go on that held up a pause until it was refused, and could rest by now.
+    pub fn go_on(&self) {
+        self.keep.devices.go_on();
     }
 
     /// What its devices count.

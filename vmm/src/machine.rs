@@ -129,7 +129,7 @@ impl Machine {
         }
         let events = devices::add_event_device(&shared.ports, irq_trigger(&vm, EVENT_GSI)?)?;
 
-        let mut devices = Registry::new(confinement.clone());
+        let mut devices = Registry::new(confinement.clone())?;
         let lines = IrqAllocator::new(FIRST_FREE_GSI, IOAPIC_PINS - FIRST_FREE_GSI)
             .map_err(Error::host("set up interrupt lines"))?;
         let place = registry::Machine { vm: &vm, mmio: &shared.mmio, lines: &lines, memory: &memory };

@@ -5,7 +5,6 @@
 //! here; `backends` gives them theirs.
 
 use std::collections::BTreeMap;
-use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -27,8 +26,8 @@ use crate::error::{Error, one_line};
 /// How long the end of a guest waits for requests in flight.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(2);
 
-/// How long it waits for each device at least, whatever those before it have taken.
-const DRAIN_LEAST: Duration = Duration::from_millis(20);
+/// How long each device has at least to come to rest, whatever those before it have taken.
+const LEAST: Duration = Duration::from_millis(20);
 
 /// What a device is attached to.
 pub struct Machine<'a> {
@@ -49,6 +48,8 @@ pub struct Registry {
     devices: Vec<Attached>,
     /// The thread of all devices that do little.
     quiet: Option<WorkerThread>,
+    /// Written when a device can go on that did not sleep in time.
+    late: Arc<EventFd>,
     /// What raises each interrupt line, by GSI. Devices that share a line share it too: of two irqfds of one line, KVM
     /// may take the edge of the second for that of the first, which the guest has seen to already.
     lines: BTreeMap<u32, EventFd>,
@@ -65,8 +66,9 @@ struct Attached {
 
 impl Registry {
     /// No devices. The threads of those that come are confined so.
-    pub fn new(confinement: Confinement) -> Self {
-        Registry { confinement, devices: Vec::new(), quiet: None, lines: BTreeMap::new() }
+    pub fn new(confinement: Confinement) -> Result<Self, Error> {
+        let late = Arc::new(eventfd()?);
+        Ok(Registry { confinement, devices: Vec::new(), quiet: None, late, lines: BTreeMap::new() })
     }
 
     /// Shows `device` to the guest from now on.
@@ -84,7 +86,8 @@ impl Registry {
         let line = machine.lines.allocate().map_err(Error::host("give a virtio device an interrupt line"))?;
         let interrupt = self.interrupt(machine.vm, line.gsi())?;
         let slots = self.slots(id, device.as_ref())?;
-        let transport = MmioTransport::new(device, Arc::clone(machine.memory), slots, interrupt)
+        let (memory, late) = (Arc::clone(machine.memory), Arc::clone(&self.late));
+        let transport = MmioTransport::new(device, memory, slots, interrupt, late)
             .map_err(Error::host("set up a virtio device"))?;
         for (queue, kick) in (0_u32..).zip(transport.kicks()) {
             let address = IoEventAddress::Mmio(base + QUEUE_NOTIFY);
@@ -100,13 +103,13 @@ impl Registry {
 
     /// What raises the interrupt line `gsi`.
     fn interrupt(&mut self, vm: &VmFd, gsi: u32) -> Result<EventFd, Error> {
-        let own = |event: io::Result<EventFd>| event.map_err(Error::host("create an eventfd"));
+        let copy = |event: &EventFd| event.try_clone().map_err(Error::host("copy an eventfd"));
         if let Some(event) = self.lines.get(&gsi) {
-            return own(event.try_clone());
+            return copy(event);
         }
-        let event = own(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC))?;
+        let event = eventfd()?;
         vm.register_irqfd(&event, gsi).map_err(Error::host("connect a virtio device's interrupt line"))?;
-        let copy = own(event.try_clone())?;
+        let copy = copy(&event)?;
         self.lines.insert(gsi, event);
         Ok(copy)
     }
@@ -149,13 +152,15 @@ impl Registry {
         (0..).zip(&self.devices).map(describe).collect()
     }
 
-    /// Has all devices finish what they have begun and rest, until `deadline`.
+    /// Has all devices finish what they have begun and rest, until `deadline`, or a moment later each.
     ///
     /// # Errors
     ///
-    /// The first device that does not, by its id. All are awake again then.
+    /// The first device that does not, by its id. The others are awake again then, and [`Registry::go_on`] will have that one
+    /// go on.
     pub fn sleep(&self, deadline: Instant) -> Result<(), (String, kindling_virtio_transport::Error)> {
         for device in &self.devices {
+            let deadline = deadline.max(Instant::now() + LEAST);
             if let Err(error) = device.transport.sleep(deadline) {
                 self.wake();
                 return Err((device.id.clone(), error));
@@ -173,12 +178,26 @@ impl Registry {
         }
     }
 
+    /// What is written when it is time to [`Registry::go_on`].
+    pub fn late(&self) -> &EventFd {
+        &self.late
+    }
+
+    /// Has the devices go on that did not sleep in time, and have finished since.
+    pub fn go_on(&self) {
+        // Before the look, so that what comes after it is seen then. Fails when it was not written.
+        let _ = self.late.read();
+        for device in &self.devices {
+            device.transport.go_on();
+        }
+    }
+
     /// Has all devices finish what they have begun, when the guest has ended. One that hangs is left to the end of the
     /// process.
     pub fn drain(&self) {
         let deadline = Instant::now() + DRAIN_DEADLINE;
         for device in &self.devices {
-            let deadline = deadline.max(Instant::now() + DRAIN_LEAST);
+            let deadline = deadline.max(Instant::now() + LEAST);
             if let Err(error) = device.transport.sleep(deadline) {
                 log::warn!("{}: requests are lost: {}", device.id, one_line(&error));
             }
@@ -197,6 +216,10 @@ impl Registry {
         });
         groups.collect()
     }
+}
+
+fn eventfd() -> Result<EventFd, Error> {
+    EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(Error::host("create an eventfd"))
 }
 
 /// A device's registers as the bus sees them.

@@ -9,6 +9,8 @@ use std::fmt;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use vmm_sys_util::eventfd::EventFd;
+
 use crate::StopError;
 
 /// What was asked for and not taken; nothing any more once it is closed.
@@ -54,7 +56,7 @@ impl<T> fmt::Debug for Queue<T> {
 
 /// A place for one answer: who gives it, and who waits for it.
 pub(crate) fn answer<T>() -> (Giver<T>, Taker<T>) {
-    let place = Arc::new(Place { state: Mutex::new(State::Awaited), changed: Condvar::new() });
+    let place = Arc::new(Place { state: Mutex::new(State::Awaited(None)), changed: Condvar::new() });
     (Giver(Arc::clone(&place)), Taker(place))
 }
 
@@ -64,7 +66,8 @@ struct Place<T> {
 }
 
 enum State<T> {
-    Awaited,
+    /// With what is to be written when it is no longer so.
+    Awaited(Option<Arc<EventFd>>),
     Given(T),
     /// Taken, or never to come.
     Gone,
@@ -74,6 +77,10 @@ impl<T> Place<T> {
     fn set(&self, state: State<T>) {
         let before = std::mem::replace(&mut *lock(&self.state), state);
         self.changed.notify_all();
+        if let State::Awaited(Some(event)) = &before {
+            // Fails only when the counter is full, and then it is about to be read anyway.
+            let _ = event.write(1);
+        }
         drop(before);
     }
 }
@@ -89,7 +96,7 @@ impl<T> Giver<T> {
 
 impl<T> Drop for Giver<T> {
     fn drop(&mut self) {
-        let is_awaited = matches!(*lock(&self.0.state), State::Awaited);
+        let is_awaited = matches!(*lock(&self.0.state), State::Awaited(_));
         if is_awaited {
             self.0.set(State::Gone);
         }
@@ -107,13 +114,26 @@ impl<T> Taker<T> {
             match std::mem::replace(&mut *state, State::Gone) {
                 State::Given(answer) => return Ok(answer),
                 State::Gone => return Err(StopError::Gone),
-                State::Awaited => *state = State::Awaited,
+                awaited => *state = awaited,
             }
             let rest = deadline.saturating_duration_since(Instant::now());
             if rest == Duration::ZERO {
                 return Err(StopError::Deadline);
             }
             state = self.0.changed.wait_timeout(state, rest).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Has `event` written once, in place of any other: when the answer is there, or it turns out that none will come. For
+    /// those who have other things to wait for.
+    pub(crate) fn notify(&self, event: &Arc<EventFd>) {
+        match &mut *lock(&self.0.state) {
+            State::Awaited(whom) => *whom = Some(Arc::clone(event)),
+            State::Given(_) => {
+                // As above.
+                let _ = event.write(1);
+            }
+            State::Gone => (),
         }
     }
 }
@@ -157,6 +177,28 @@ mod tests {
         let thread = std::thread::spawn(move || drop(giver));
         assert!(matches!(taker.take(soon()), Err(StopError::Gone)));
         thread.join().unwrap();
+    }
+
+    #[test]
+    fn who_waits_for_something_else_as_well_is_notified_once() {
+        let event = Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap());
+        let (giver, taker) = answer();
+        (0..2).for_each(|_| taker.notify(&event));
+        assert!(event.read().is_err(), "it is not there");
+        giver.give(1);
+        assert_eq!(event.read().unwrap(), 1);
+        taker.notify(&event);
+        assert_eq!(event.read().unwrap(), 1, "it is there already");
+        taker.take(Instant::now()).unwrap();
+        taker.notify(&event);
+        assert!(event.read().is_err(), "it was taken");
+
+        let (giver, taker) = answer::<()>();
+        taker.notify(&event);
+        drop(giver);
+        assert_eq!(event.read().unwrap(), 1, "it will not come");
+        taker.notify(&event);
+        assert!(event.read().is_err(), "that was told");
     }
 
     #[test]

@@ -130,6 +130,12 @@ impl Stopping {
     pub fn wait(&self, deadline: Instant) -> Result<Option<Box<dyn Worker>>, StopError> {
         self.0.take(deadline)
     }
+
+    /// Has `event` written when there is no more need to wait: the worker is there, or its thread ends. Written at once if
+    /// it is there already, and not at all when it was taken or its thread has ended before. Of several events it is the last.
+    pub fn notify(&self, event: &Arc<EventFd>) {
+        self.0.notify(event);
+    }
 }
 
 impl Control {

@@ -31,7 +31,7 @@ pub trait Transport: Send + Sync {
     ///
     /// [`Error::Stop`] when that takes until after `deadline`. The device is then not asleep but broken until its
     /// workers have finished, and shows DEVICE_NEEDS_RESET meanwhile. One can call again, or have it go on with
-    /// [`Transport::wake`].
+    /// [`Transport::wake`] or [`Transport::go_on`].
     fn sleep(&self, deadline: Instant) -> Result<(), Error>;
 
     /// Puts the workers on their threads again. A device that is awake stays so.
@@ -41,6 +41,13 @@ pub trait Transport: Send + Sync {
     /// [`Error::Stop`] when the device is still broken. When its workers have finished, it goes on with the next call of
     /// this function, or the guest's next access to its status.
     fn wake(&self) -> Result<(), Error>;
+
+    /// Has a device go on that did not sleep in time, if its workers have finished since. Nothing changes if they have not,
+    /// if it was put to sleep since, or if its driver has asked for a reset meanwhile, which its next access completes.
+    ///
+    /// A driver that works may not access a register for hours. So the monitor calls this when the eventfd is written that
+    /// the transport was given for it.
+    fn go_on(&self);
 
     /// Does what a guest's reset does, for a guest that is not asked. Whether the device sleeps does not change.
     ///

@@ -1,4 +1,4 @@
-//! A disk whose server stops answering: a file in a FUSE file system of this process.
+//! A disk whose server can stop answering: a file in a FUSE file system of this process.
 //!
 //! Only what a monitor does with the file is served (Linux, include/uapi/linux/fuse.h, version 7.31). A server that hangs
 //! does not take requests any more, as one that was stopped.
@@ -23,7 +23,7 @@ const SIZE: u64 = 1 << 20;
 const ROOT: u64 = 1;
 const FILE: u64 = 2;
 
-/// A file that can be read until it hangs. Needs root.
+/// A file that can be read while it does not hang. Needs root.
 pub struct HangingDisk {
     folder: PathBuf,
     state: Arc<State>,
@@ -65,9 +65,14 @@ impl HangingDisk {
         self.folder.join("disk")
     }
 
-    /// From now on, no request is answered.
+    /// Has no request answered from now on.
     pub fn hang(&self) {
         self.state.hangs.store(true, Ordering::SeqCst);
+    }
+
+    /// Has all requests answered, also those that wait.
+    pub fn recover(&self) {
+        self.state.hangs.store(false, Ordering::SeqCst);
     }
 }
 

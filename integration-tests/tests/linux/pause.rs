@@ -142,7 +142,7 @@ fn a_pause_under_disk_and_network_load_loses_nothing() {
 }
 
 #[test]
-fn a_pause_that_a_hanging_disk_holds_up_is_refused_and_the_guest_runs_on() {
+fn a_pause_that_a_hanging_disk_holds_up_is_refused_and_all_goes_on_when_it_can() {
     let folder = files::scratch().unwrap();
     let socket = folder.path().join("api");
     let hanging = HangingDisk::new(folder.path()).unwrap();
@@ -176,6 +176,18 @@ fn a_pause_that_a_hanging_disk_holds_up_is_refused_and_the_guest_runs_on() {
     // The other disk and the processors.
     output(&mut guest, "dd if=/dev/vda of=/dev/null bs=1M count=4 iflag=direct 2>/dev/null");
     no_complaint(&mut guest);
+
+    hanging.recover();
+    output(&mut guest, "while pidof dd >/dev/null; do sleep 0.2; done");
+    for _ in 0..3 {
+        output(&mut guest, "dd if=/dev/vdb of=/dev/null bs=4096 count=8 iflag=direct 2>/dev/null");
+        make(&client, "Paused");
+        make(&client, "Resumed");
+    }
+
+    hanging.hang();
+    output(&mut guest, "dd if=/dev/vdb of=/dev/null bs=4096 count=1 iflag=direct >/dev/null 2>&1 &");
+    output(&mut guest, "sleep 1; pidof dd");
     guest.signal(libc::SIGTERM).unwrap();
     let ended = guest.wait_exit(END_LIMIT);
     drop(hanging);

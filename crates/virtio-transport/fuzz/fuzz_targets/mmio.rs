@@ -184,7 +184,8 @@ fn place() -> (Arc<GuestMemory>, WorkerSlot) {
 fn new() -> MmioTransport {
     let (memory, slot) = place();
     let line = EventFd::new(EFD_NONBLOCK).unwrap();
-    MmioTransport::new(Box::new(Idle(ConfigSpace::new(&CONFIG))), memory, vec![slot], line).unwrap()
+    let late = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
+    MmioTransport::new(Box::new(Idle(ConfigSpace::new(&CONFIG))), memory, vec![slot], line, late).unwrap()
 }
 
 fn get(transport: &MmioTransport, offset: u64) -> u32 {

@@ -43,6 +43,8 @@ pub(crate) struct Control {
     interrupt: Arc<dyn Interrupt>,
     shared: Arc<Shared>,
     kicks: Arc<[EventFd]>,
+    /// Tells the monitor that workers are back that did not come in time.
+    late: Arc<EventFd>,
     /// Bytes of the configuration space, which never change in number.
     config_len: usize,
     /// Makes the device's count of changes go on from a saved one.
@@ -72,6 +74,7 @@ impl Control {
         slots: Vec<WorkerSlot>,
         interrupt: Arc<dyn Interrupt>,
         shared: Arc<Shared>,
+        late: Arc<EventFd>,
     ) -> Result<Self, Error> {
         let needed = match device.workers() {
             Threads::Shared => 1,
@@ -91,6 +94,7 @@ impl Control {
             interrupt,
             shared,
             kicks,
+            late,
             generation_base: 0,
             selectors: Selectors::default(),
             driver_features: 0,
@@ -141,6 +145,15 @@ impl Control {
         Ok(())
     }
 
+    /// Goes on if the device was to sleep and nothing else, did not in time, and can by now. What the driver has asked for is
+    /// left to its next access: to make workers can take more than the monitor's own thread may do.
+    pub fn go_on(&mut self) {
+        if self.overdue == Some(Purpose::Sleep) {
+            // Fails when it still cannot. The monitor hears of it again.
+            let _ = self.settle();
+        }
+    }
+
     pub fn wake(&mut self) -> Result<(), Error> {
         self.asleep = false;
         self.settle().map_err(Error::Stop)?;
@@ -188,6 +201,9 @@ impl Control {
                 // The driver is forgotten, though the workers may still write where it told them.
                 self.forget_driver();
                 self.shared.set_status(VIRTIO_CONFIG_S_FAILED);
+            }
+            if purpose == Purpose::Sleep {
+                self.workers.notify(&self.late);
             }
             return Err(error);
         }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use kindling_virtio_device::{Interrupt, StopError, Stopping, Worker, WorkerSlot};
+use vmm_sys_util::eventfd::EventFd;
 
 /// The workers of one device. The one at position `n` runs in the place at position `n`.
 pub(super) struct Workers {
@@ -55,5 +56,12 @@ impl Workers {
             self.coming.pop_front();
         }
         Ok(())
+    }
+
+    /// Has `event` written when it is worth a try again.
+    pub fn notify(&self, event: &Arc<EventFd>) {
+        if let Some(next) = self.coming.front() {
+            next.notify(event);
+        }
     }
 }

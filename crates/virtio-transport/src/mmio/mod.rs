@@ -61,7 +61,8 @@ impl MmioTransport {
     /// Shows `device` to the guest whose memory is `memory`. Its workers run in `slots`: one for
     /// [`Workers::Shared`](kindling_virtio_device::Workers::Shared), `n` for
     /// [`Workers::Own(n)`](kindling_virtio_device::Workers::Own). `line` is written to raise the device's interrupt line,
-    /// which is edge-triggered and may be shared.
+    /// which is edge-triggered and may be shared. `late`, which may be shared too, is written when it is time for
+    /// [`Transport::go_on`].
     ///
     /// # Errors
     ///
@@ -71,11 +72,12 @@ impl MmioTransport {
         memory: Arc<GuestMemory>,
         slots: Vec<WorkerSlot>,
         line: EventFd,
+        late: Arc<EventFd>,
     ) -> Result<Self, Error> {
         let shared = Arc::new(Shared::default());
         let interrupt = Arc::new(MmioInterrupt::new(Arc::clone(&shared), line));
         let device_interrupt = Arc::clone(&interrupt) as Arc<dyn Interrupt>;
-        let control = Control::new(device, memory, slots, device_interrupt, Arc::clone(&shared))?;
+        let control = Control::new(device, memory, slots, device_interrupt, Arc::clone(&shared), late)?;
         Ok(Self {
             device_type: control.device().device_type(),
             device_metrics: control.device().metrics(),
@@ -175,6 +177,10 @@ impl Transport for MmioTransport {
         // An edge before the sleep may be lost, if the device was restored.
         self.interrupt.repeat();
         woken
+    }
+
+    fn go_on(&self) {
+        self.control().go_on();
     }
 
     fn reset(&self, deadline: Instant) -> Result<(), Error> {

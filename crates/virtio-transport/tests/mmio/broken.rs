@@ -8,7 +8,7 @@ use kindling_virtio_transport::{Error, RESET_DEADLINE, Transport};
 use virtio_bindings::virtio_config::*;
 use virtio_bindings::virtio_mmio::*;
 
-use crate::support::{Guest, Ring};
+use crate::support::{Guest, Ring, wait_for};
 
 /// What a broken device that is being reset shows.
 const BROKEN: u32 = VIRTIO_CONFIG_S_NEEDS_RESET | VIRTIO_CONFIG_S_FAILED;
@@ -87,6 +87,56 @@ fn a_device_that_does_not_sleep_in_time_goes_on_when_it_can() {
     guest.wait_status(0xf);
     assert_eq!((first.wait(), second.wait()), (1, 2));
     assert_eq!((guest.count("protocol_errors"), guest.log.activations()), (0, 1));
+}
+
+#[test]
+fn a_device_that_did_not_sleep_in_time_goes_on_when_its_monitor_hears_that_it_can() {
+    let (guest, [mut first, mut second]) = hung();
+    fail_to_sleep(&guest);
+    guest.wake().unwrap_err();
+    guest.go_on();
+    first.add(1);
+    second.add(2);
+    assert!(guest.late.read().is_err());
+    guest.log.set_hanging(false);
+    // Each of the two workers is told of when it comes, unless the other one has come before. No register is accessed.
+    let came_back = wait_for(|| {
+        if guest.late.read().is_ok() {
+            guest.go_on();
+        }
+        first.take()
+    });
+    assert_eq!((came_back, second.wait()), (1, 2));
+    assert_eq!(guest.status(), 0xf);
+}
+
+#[test]
+fn a_device_that_was_put_to_sleep_again_is_not_woken_by_workers_that_were_late() {
+    let (guest, [mut ring, _]) = hung();
+    fail_to_sleep(&guest);
+    guest.log.set_hanging(false);
+    guest.transport.sleep(Instant::now() + Duration::from_secs(10)).unwrap();
+    wait_for(|| guest.late.read().ok());
+    ring.add(1);
+    guest.go_on();
+    std::thread::sleep(Duration::from_millis(20));
+    assert_eq!(ring.take(), None);
+    guest.wake().unwrap();
+    assert_eq!(ring.wait(), 1);
+}
+
+#[test]
+fn what_a_driver_asked_for_meanwhile_is_left_to_its_next_access() {
+    let (guest, _) = hung();
+    fail_to_sleep(&guest);
+    guest.set(VIRTIO_MMIO_STATUS, 0);
+    let resets = guest.log.resets.load(Ordering::SeqCst);
+    guest.log.set_hanging(false);
+    wait_for(|| guest.late.read().ok());
+    guest.go_on();
+    assert_eq!(guest.log.resets.load(Ordering::SeqCst), resets);
+    guest.wait_status(0);
+    assert_eq!(guest.log.resets.load(Ordering::SeqCst), resets + 1);
 }
 
 #[test]

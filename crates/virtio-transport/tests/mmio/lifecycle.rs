@@ -37,8 +37,8 @@ fn a_device_is_given_the_threads_that_it_asks_for_and_no_others() {
     for given in [0, 1, 3] {
         let memory = GuestMemory::from_ranges(&[(GuestAddress(0), 0x1000)]).unwrap();
         let slots = (0..given).map(|_| thread.slot()).collect();
-        let line = EventFd::new(0).unwrap();
-        let made = MmioTransport::new(Box::new(Echo::new()), memory.into(), slots, line);
+        let [line, late] = [0, 1].map(|_| EventFd::new(0).unwrap());
+        let made = MmioTransport::new(Box::new(Echo::new()), memory.into(), slots, line, late.into());
         assert!(matches!(made, Err(Error::Slots { needed: 2, given: told }) if told == given));
     }
 }

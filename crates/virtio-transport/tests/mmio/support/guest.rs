@@ -19,6 +19,7 @@ pub struct Guest {
     pub transport: MmioTransport,
     pub memory: Arc<GuestMemory>,
     pub line: EventFd,
+    pub late: Arc<EventFd>,
     pub log: Arc<Log>,
     pub config: Arc<ConfigSpace>,
 }
@@ -47,10 +48,11 @@ impl Guest {
         let slot = |_| WorkerThread::spawn("echo", || Ok(())).unwrap().slot();
         let slots = (0..device.threads).map(slot).collect();
         let (log, config) = (Arc::clone(&device.log), Arc::clone(&device.config));
-        let device_line = line.try_clone().unwrap();
+        let (device_line, late) = (line.try_clone().unwrap(), Arc::new(EventFd::new(EFD_NONBLOCK).unwrap()));
+        let device = Box::new(device);
         let transport =
-            MmioTransport::new(Box::new(device), Arc::clone(&memory), slots, device_line).unwrap();
-        Self { transport, memory, line, log, config }
+            MmioTransport::new(device, Arc::clone(&memory), slots, device_line, Arc::clone(&late)).unwrap();
+        Self { transport, memory, line, late, log, config }
     }
 
     pub fn get(&self, offset: u32) -> u32 {
