@@ -49,6 +49,8 @@ pub(crate) struct Control {
     config_len: usize,
     /// Makes the device's count of changes go on from a saved one.
     generation_base: u32,
+    /// The configuration's generation when the driver came, which has read nothing of it before.
+    generation_at_start: u32,
     pub selectors: Selectors,
     driver_features: u64,
     queues: Vec<QueueRegisters>,
@@ -96,6 +98,7 @@ impl Control {
             kicks,
             late,
             generation_base: 0,
+            generation_at_start: 0,
             selectors: Selectors::default(),
             driver_features: 0,
             workers: Workers::new(slots),
@@ -171,9 +174,18 @@ impl Control {
         if self.overdue.is_some() { now } else { now.checked_add(RESET_DEADLINE).unwrap_or(now) }
     }
 
+    /// The driver has noticed the device.
+    fn acknowledged(&mut self) {
+        self.generation_at_start = self.config_generation();
+    }
+
     /// The driver has set everything up.
     fn driver_ok(&mut self) {
         self.device.config().set_interrupt(Some(Arc::clone(&self.interrupt)));
+        // Until now it could not be told of changes to what it may have read.
+        if self.config_generation() != self.generation_at_start {
+            self.interrupt.config_changed();
+        }
         self.activate();
         self.start();
     }

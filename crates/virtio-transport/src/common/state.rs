@@ -106,6 +106,8 @@ impl Control {
         let changed = config.bytes() != state.config;
         let generation = state.config_generation.wrapping_add(changed.into());
         self.generation_base = generation.wrapping_sub(config.generation());
+        // What a driver that is not ready has read before is not known: it is told when it is.
+        self.generation_at_start = generation.wrapping_sub(1);
         if self.shared.has(VIRTIO_CONFIG_S_DRIVER_OK) {
             config.set_interrupt(Some(Arc::clone(&self.interrupt)));
             if changed {

@@ -42,8 +42,10 @@ impl Control {
                 break;
             }
             self.shared.add_status(bit);
-            if bit == DRIVER_OK {
-                self.driver_ok();
+            match bit {
+                ACKNOWLEDGE => self.acknowledged(),
+                DRIVER_OK => self.driver_ok(),
+                _ => (),
             }
         }
         value & !self.shared.status() & !NEEDS_RESET == 0

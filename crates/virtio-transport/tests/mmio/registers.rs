@@ -148,6 +148,22 @@ fn the_generation_rises_when_the_configuration_changes() {
 }
 
 #[test]
+fn a_change_that_a_driver_may_have_missed_while_it_started_is_announced_when_it_is_ready() {
+    let guest = Guest::new();
+    guest.negotiate();
+    guest.set_up(0, 16);
+    guest.config.update(|bytes| bytes[2] = 0xee);
+    assert_eq!(guest.get(VIRTIO_MMIO_INTERRUPT_STATUS), 0, "it is not ready");
+    assert!(guest.line.read().is_err());
+    guest.add_status(VIRTIO_CONFIG_S_DRIVER_OK);
+    assert_eq!(guest.get(VIRTIO_MMIO_INTERRUPT_STATUS), VIRTIO_MMIO_INT_CONFIG);
+    assert_eq!(guest.line.read().unwrap(), 1);
+    guest.probe();
+    assert_eq!(guest.get(VIRTIO_MMIO_INTERRUPT_STATUS), 0, "the next driver has seen it");
+    assert!(guest.line.read().is_err());
+}
+
+#[test]
 fn queues_that_there_are_not_have_no_size_and_take_nothing() {
     let guest = Guest::new();
     guest.negotiate();

@@ -64,6 +64,21 @@ fn a_restored_device_interrupts_again_for_what_was_not_acknowledged() {
 }
 
 #[test]
+fn a_driver_that_goes_on_to_start_elsewhere_is_told_to_look_at_the_configuration_again() {
+    let old = Guest::new();
+    old.negotiate();
+    old.config.update(|bytes| bytes[0] = 99);
+    let state = saved(&old);
+    let new = another(&old);
+    new.restore(&state).unwrap();
+    new.wake().unwrap();
+    new.set_up(0, 16);
+    assert_eq!(new.get(VIRTIO_MMIO_INTERRUPT_STATUS), 0);
+    new.add_status(VIRTIO_CONFIG_S_DRIVER_OK);
+    assert_eq!(new.get(VIRTIO_MMIO_INTERRUPT_STATUS), VIRTIO_MMIO_INT_CONFIG);
+}
+
+#[test]
 fn every_stage_of_a_driver_can_be_saved_and_restored() {
     let guest = Guest::new();
     let stages: [&dyn Fn(&Guest); 8] = [
