@@ -220,6 +220,7 @@ impl Control {
             return Err(error);
         }
         self.overdue = None;
+        self.complete_queue_resets();
         self.note_positions();
         match purpose {
             Purpose::Sleep => (),

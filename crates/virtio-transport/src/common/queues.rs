@@ -8,7 +8,7 @@ use virtio_bindings::virtio_config::{
     VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_FAILED, VIRTIO_CONFIG_S_FEATURES_OK,
 };
 
-use super::{Control, Purpose};
+use super::Control;
 
 /// The registers of one queue.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -16,10 +16,21 @@ pub struct QueueRegisters {
     /// How it is set up, and where it stood when its worker was last taken back. A size of 0 stands for one that the
     /// device cannot do.
     pub state: QueueState,
-    /// Whether it is enabled.
+    /// Whether it is enabled, or was and may still be used.
     pub ready: bool,
-    /// Whether it was reset or disabled while the device ran, and so can be set up anew. Never so when it is enabled.
+    /// Whether it was reset or disabled while the device ran, and so can be set up anew. If it is `ready` all the same, its
+    /// worker is still to come back; it is never saved so.
     pub reset: bool,
+}
+
+impl QueueRegisters {
+    fn is_enabled(&self) -> bool {
+        self.ready && !self.reset
+    }
+
+    fn is_resetting(&self) -> bool {
+        self.ready && self.reset
+    }
 }
 
 /// The registers of all queues as they are without a driver.
@@ -55,7 +66,7 @@ impl Control {
 
     /// Whether a reset of the selected queue is under way (VIRTIO 1.2, 4.2.2, QueueReset).
     pub fn is_queue_resetting(&self) -> bool {
-        self.overdue == Some(Purpose::Restart) && self.queue().is_some_and(|queue| queue.reset)
+        self.queue().is_some_and(QueueRegisters::is_resetting)
     }
 
     /// Sets the size of the selected queue. Returns whether the device can do it, now.
@@ -72,21 +83,20 @@ impl Control {
         true
     }
 
-    /// Enables or disables the selected queue. Returns whether that was possible.
+    /// Enables or disables the selected queue. Returns whether that was possible. What is disabled is ready until its worker
+    /// has come back (VIRTIO 1.2, 4.2.2, QueueReady).
     pub fn set_queue_ready(&mut self, ready: bool) -> bool {
         let Some(queue) = self.queue() else { return false };
-        if queue.ready == ready {
+        if queue.is_enabled() == ready {
             return true;
         }
         let runs = self.shared.has(VIRTIO_CONFIG_S_DRIVER_OK);
         if !ready {
             return self.clear_queue(runs);
         }
-        let (max, busy) = (self.queue_size_max(), self.overdue.is_some());
-        let queue = self.configurable_queue();
-        let Some(queue) = queue.filter(|queue| is_size(queue.state.config.size, max) && !busy) else {
-            return false;
-        };
+        let max = self.queue_size_max();
+        let queue = self.configurable_queue().filter(|queue| is_size(queue.state.config.size, max));
+        let Some(queue) = queue else { return false };
         queue.ready = true;
         queue.reset = false;
         if runs {
@@ -115,12 +125,19 @@ impl Control {
     fn clear_queue(&mut self, runs: bool) -> bool {
         let (index, max) = (self.selectors.queue, self.queue_size_max());
         let queue = usize::try_from(index).ok().and_then(|index| self.queues.get_mut(index));
-        let Some(queue) = queue.filter(|_| self.overdue.is_none()) else { return false };
-        let was_ready = queue.ready;
-        *queue = QueueRegisters { reset: runs, ..registers(queue.state.index, max) };
-        if runs && was_ready {
+        let Some(queue) = queue else { return false };
+        let is_used = runs && queue.ready;
+        *queue = QueueRegisters { ready: is_used, reset: runs, ..registers(queue.state.index, max) };
+        if is_used {
             self.restart();
         }
         true
+    }
+
+    /// Completes the resets of queues that are under way: the workers are back.
+    pub(super) fn complete_queue_resets(&mut self) {
+        for queue in &mut self.queues {
+            queue.ready = queue.is_enabled();
+        }
     }
 }

@@ -186,27 +186,85 @@ fn a_reset_by_the_monitor_is_completed_later_too() {
     guest.wait_status(0);
 }
 
+/// QueueReset and QueueReady of a queue.
+fn registers_of(guest: &Guest, queue: u32) -> (u32, u32) {
+    guest.set(VIRTIO_MMIO_QUEUE_SEL, queue);
+    (guest.get(Guest::QUEUE_RESET), guest.get(VIRTIO_MMIO_QUEUE_READY))
+}
+
 #[test]
-fn a_reset_of_a_queue_is_under_way_until_the_worker_comes_back() {
-    let (guest, [mut first, _]) = hung();
+fn resets_of_queues_are_under_way_until_the_workers_come_back() {
+    let (guest, [_, mut old]) = hung();
     guest.set(VIRTIO_MMIO_QUEUE_SEL, 1);
     guest.set(Guest::QUEUE_RESET, 1);
-    assert_eq!((guest.get(Guest::QUEUE_RESET), guest.get(VIRTIO_MMIO_QUEUE_READY)), (1, 0));
+    assert_eq!(registers_of(&guest, 1), (1, 1));
+    assert_eq!(registers_of(&guest, 0), (0, 1), "this one was left alone");
     assert_eq!(guest.status(), 0xf | VIRTIO_CONFIG_S_NEEDS_RESET);
     let begun = Instant::now();
     for (queue, register, value) in [(1, Guest::QUEUE_RESET, 1), (1, 0x44, 1), (0, Guest::QUEUE_RESET, 1)] {
         guest.set(VIRTIO_MMIO_QUEUE_SEL, queue);
         guest.set(register, value);
+        assert_eq!(registers_of(&guest, queue), (1, 1));
     }
     assert!(begun.elapsed() < RESET_DEADLINE);
-    assert_eq!(guest.get(VIRTIO_MMIO_QUEUE_READY), 1, "queue 0 was left alone");
-    assert_eq!(guest.get(Guest::QUEUE_RESET), 0);
+    assert_eq!(guest.count("refused_accesses"), 1, "it cannot be enabled yet");
 
     guest.log.set_hanging(false);
     guest.wait_status(0xf);
+    assert_eq!([0, 1].map(|queue| registers_of(&guest, queue)), [(0, 0); 2]);
+    old.add(9);
+    guest.set(VIRTIO_MMIO_QUEUE_NOTIFY, 1);
+    let mut first = guest.set_up(0, 16);
+    guest.echo(&mut first, 1);
+    assert_eq!(old.take(), None);
+    let mut second = guest.set_up(1, 16);
+    guest.echo(&mut second, 2);
+    guest.echo(&mut first, 3);
+}
+
+#[test]
+fn a_queue_that_is_disabled_is_ready_until_the_worker_comes_back() {
+    let (guest, [mut first, mut second]) = hung();
     guest.set(VIRTIO_MMIO_QUEUE_SEL, 1);
-    assert_eq!(guest.get(Guest::QUEUE_RESET), 0);
+    for _ in 0..2 {
+        guest.set(VIRTIO_MMIO_QUEUE_READY, 0);
+        assert_eq!(guest.get(VIRTIO_MMIO_QUEUE_READY), 1);
+    }
+    guest.log.set_hanging(false);
+    wait_for(|| (guest.get(VIRTIO_MMIO_QUEUE_READY) == 0).then_some(()));
+    second.add(1);
+    guest.set(VIRTIO_MMIO_QUEUE_NOTIFY, 1);
+    guest.echo(&mut first, 2);
+    assert_eq!(second.take(), None);
+}
+
+#[test]
+fn a_queue_of_a_device_that_did_not_sleep_in_time_is_reset_too() {
+    let (guest, [mut first, _]) = hung();
+    fail_to_sleep(&guest);
+    guest.set(VIRTIO_MMIO_QUEUE_SEL, 1);
+    guest.set(Guest::QUEUE_RESET, 1);
+    assert_eq!(registers_of(&guest, 1), (1, 1));
+    guest.log.set_hanging(false);
+    wait_for(|| (registers_of(&guest, 1) == (0, 0)).then_some(()));
     let mut second = guest.set_up(1, 16);
     guest.echo(&mut first, 1);
     guest.echo(&mut second, 2);
+    assert_eq!(guest.count("refused_accesses"), 0);
+}
+
+#[test]
+fn a_queue_that_is_enabled_while_a_worker_is_late_is_served_when_it_has_come() {
+    let guest = Guest::new();
+    let [mut first, _] = guest.probe();
+    guest.set(VIRTIO_MMIO_QUEUE_SEL, 1);
+    guest.set(Guest::QUEUE_RESET, 1);
+    guest.log.set_hanging(true);
+    fail_to_sleep(&guest);
+    let mut second = guest.set_up(1, 16);
+    second.add(1);
+    guest.log.set_hanging(false);
+    guest.wait_status(0xf);
+    assert_eq!(second.wait(), 1);
+    guest.echo(&mut first, 2);
 }
