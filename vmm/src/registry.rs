@@ -234,3 +234,6 @@ impl BusDevice for Window {
         self.0.write(offset, data);
     }
 }
+
+#[cfg(test)]
+mod tests;
