@@ -40,7 +40,7 @@ pub const CPU: &str = "EPYC,+svm,+npt,-xsave";
 /// between its threads; with a tick that is armed anew each time the host would then wait for ever, with a periodic one
 /// the next makes up for it.
 pub const COMMAND_LINE: &str = "console=ttyS0,115200 reboot=t panic=-1 mitigations=off tsc=reliable highres=off \
-                                nohz=off cryptomgr.notests=1 kindling.init=host";
+                                nohz=off cryptomgr.notests=1 init_on_alloc=0 kindling.init=host";
 
 /// The disk with the root image in a host that has one.
 pub const TOOLS_DEVICE: &str = "/dev/vda";

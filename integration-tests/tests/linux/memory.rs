@@ -33,7 +33,7 @@ pub fn wait_resident(guest: &Guest, what: &str, condition: impl Fn(u64) -> bool)
 pub fn touch(guest: &mut Guest, mebibytes: u64) {
     let command = format!(
         "mkdir -p /tmp/full && mount -t tmpfs -o size=100% none /tmp/full && \
-         dd if=/dev/urandom of=/tmp/full/file bs=1M count={mebibytes} 2>/dev/null && umount /tmp/full"
+         dd if=/dev/zero of=/tmp/full/file bs=1M count={mebibytes} 2>/dev/null && umount /tmp/full"
     );
     let touched = guest.run_within(&command, Duration::from_secs(300)).unwrap();
     assert_eq!(touched.code, 0, "{touched:?}");

@@ -17,8 +17,10 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use kindling_integration_tests::error::{Error, chain};
-use kindling_integration_tests::packages;
+use kindling_integration_tests::guest_image::GuestImage;
 use kindling_integration_tests::progress::Progress;
+use kindling_integration_tests::workspace::{JAILER, VMM};
+use kindling_integration_tests::{packages, root_image};
 use steps::{Passed, STEPS, Step};
 use usage::Noted;
 
@@ -123,6 +125,9 @@ fn main() -> ExitCode {
         eprintln!("verify: {}", chain(&error));
         return ExitCode::FAILURE;
     }
+    if selected.len() == STEPS.len() {
+        std::thread::spawn(prepare);
+    }
     let mut done: Vec<Done> = Vec::new();
     for step in selected {
         println!("\n=== {}: {}", step.name, step.what);
@@ -139,6 +144,14 @@ fn main() -> ExitCode {
         }
     }
     summary(&done, context.filter.as_deref())
+}
+
+/// Builds and downloads what takes long and keeps one processor busy, while the first steps run. What fails here fails again
+/// where it is needed, and is reported there.
+fn prepare() {
+    let progress = Progress::new();
+    let _ = VMM.build(&progress).and_then(|_| JAILER.build(&progress));
+    let _ = GuestImage::prepare(&progress).and_then(|_| root_image::prepare(&progress));
 }
 
 /// Whether the options want a step. With a filter, those that run no tests are left out.
