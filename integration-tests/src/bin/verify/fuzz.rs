@@ -5,6 +5,7 @@
 use std::num::NonZero;
 use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 use std::{fs, iter, thread};
@@ -60,13 +61,13 @@ struct Target {
 }
 
 /// A fuzz target and its seed corpus.
-struct Fuzzer {
+pub struct Fuzzer {
     name: String,
     seeds: PathBuf,
 }
 
-/// Builds all targets and runs each.
-pub fn run(context: &Context) -> Result<Passed> {
+/// Builds all targets, by whatever carries out a command; returns them, and where they are.
+pub fn build(carry_out: impl FnOnce(&mut Command) -> Result<()>) -> Result<(Vec<Fuzzer>, PathBuf)> {
     let metadata = run::output(cargo().args(["metadata", "--no-deps", "--format-version", "1"]))?;
     let metadata: Metadata = serde_json::from_str(&metadata)
         .map_err(|error| Error::Protocol(format!("cargo metadata cannot be read: {error}")))?;
@@ -84,9 +85,13 @@ pub fn run(context: &Context) -> Result<Passed> {
     for package in &packages {
         command.args(["--package", &package.name]);
     }
-    show(command.env("RUSTFLAGS", RUSTFLAGS).env_remove("CARGO_ENCODED_RUSTFLAGS"))?;
+    carry_out(command.env("RUSTFLAGS", RUSTFLAGS).env_remove("CARGO_ENCODED_RUSTFLAGS"))?;
+    Ok((packages.iter().flat_map(|package| fuzzers(package)).collect(), target_dir))
+}
 
-    let fuzzers: Vec<_> = packages.iter().flat_map(|package| fuzzers(package)).collect();
+/// Builds all targets and runs each.
+pub fn run(context: &Context) -> Result<Passed> {
+    let (fuzzers, target_dir) = build(show)?;
     // A target has one thread, and this machine as many processors as it has.
     let (waiting, seconds) = (Mutex::new(fuzzers.iter()), context.fuzz_seconds);
     let next = || waiting.lock().unwrap_or_else(PoisonError::into_inner).next();
