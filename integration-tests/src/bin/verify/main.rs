@@ -87,6 +87,8 @@ struct Context {
     filter: Option<String>,
     fuzz_seconds: u32,
     api_examples: u32,
+    /// Whether all steps are run, with all tests.
+    is_whole: bool,
     progress: Progress,
     /// What the steps before have noted of the use of filters.
     noted: RefCell<Noted>,
@@ -112,6 +114,7 @@ fn main() -> ExitCode {
         filter: options.filter,
         fuzz_seconds: options.fuzz_seconds,
         api_examples: options.api_examples,
+        is_whole: selected.len() == STEPS.len(),
         progress: Progress::new(),
         noted: RefCell::default(),
     };
@@ -125,7 +128,7 @@ fn main() -> ExitCode {
         eprintln!("verify: {}", chain(&error));
         return ExitCode::FAILURE;
     }
-    if selected.len() == STEPS.len() {
+    if context.is_whole {
         std::thread::spawn(prepare);
     }
     let mut done: Vec<Done> = Vec::new();

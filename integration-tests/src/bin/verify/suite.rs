@@ -79,6 +79,7 @@ pub struct Suite {
 
 /// A run of it.
 pub struct Run {
+    name: &'static str,
     command: Command,
     pass: Pass,
     in_nested_host: bool,
@@ -116,16 +117,7 @@ impl Suite {
 
     /// Builds the test binary and runs it in these ways, unless the filter leaves nothing of it.
     pub fn run(&self, context: &Context, passes: &[Pass]) -> Result<Passed> {
-        let filter: Vec<&str> = context.filter.iter().map(String::as_str).collect();
-        let mut runs = Vec::new();
-        for pass in passes {
-            runs.extend(self.prepare(context, *pass, &filter)?);
-        }
-        let passed = finish(context, &mut runs)?;
-        if self.notes_rules && passes.contains(&Pass::Jailed) && filter.is_empty() {
-            context.noted.borrow_mut().suites.push(self.name);
-        }
-        Ok(passed)
+        run_all(context, &[(self, passes)])
     }
 
     /// Makes ready for a run with the tests whose names contain one of `filter`; none if there are none.
@@ -165,8 +157,25 @@ impl Suite {
         if notes_rules {
             command.env(TESTS_VARIABLE, &binary);
         }
-        Ok(Some(Run { command, pass, in_nested_host }))
+        Ok(Some(Run { name, command, pass, in_nested_host }))
     }
+}
+
+/// Does so for several, together.
+pub fn run_all(context: &Context, suites: &[(&Suite, &[Pass])]) -> Result<Passed> {
+    let filter: Vec<&str> = context.filter.iter().map(String::as_str).collect();
+    let mut runs = Vec::new();
+    for (suite, passes) in suites {
+        for pass in *passes {
+            runs.extend(suite.prepare(context, *pass, &filter)?);
+        }
+    }
+    let passed = finish(context, &mut runs)?;
+    if filter.is_empty() {
+        let names = runs.iter().map(|run| (run.name, run.pass));
+        context.noted.borrow_mut().passed.extend(names);
+    }
+    Ok(passed)
 }
 
 /// Carries runs out, those in nested hosts at the same time: each has one processor, this machine most likely more.
@@ -189,7 +198,7 @@ pub fn finish(context: &Context, runs: &mut [Run]) -> Result<Passed> {
                 let passed = tests.passed();
                 sum.tests += passed.tests;
                 sum.note.push_str(if sum.note.is_empty() { "" } else { ", " });
-                sum.note.push_str(&format!("{}{}", passed.note, run.pass.suffix()));
+                sum.note.push_str(&format!("{} of {}{}", passed.note, run.name, run.pass.suffix()));
             }
             Err(error) => failed.push(format!("{}{}", chain(&error), run.pass.suffix())),
         }

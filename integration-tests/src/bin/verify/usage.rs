@@ -13,8 +13,8 @@ use crate::suite::{Pass, finish};
 /// What runs of tests have noted.
 #[derive(Debug, Default)]
 pub struct Noted {
-    /// The test binaries of which all tests have passed in the jail.
-    pub suites: Vec<&'static str>,
+    /// The test binaries of which all tests have passed, and where the monitor was.
+    pub passed: Vec<(&'static str, Pass)>,
     /// The rules that were used, by their place.
     pub rules: BTreeSet<usize>,
 }
@@ -37,7 +37,7 @@ pub fn run(context: &Context) -> Result<Passed> {
     let mut runs = Vec::new();
     // In a jail they need what they need outside, and more where there is no /proc.
     for (suite, tests) in [(LINUX, &STOCK[..]), (BARE_METAL, &[])] {
-        if !context.noted.borrow().suites.contains(&suite.name) {
+        if !context.noted.borrow().passed.contains(&(suite.name, Pass::Jailed)) {
             runs.extend(suite.prepare(context, Pass::Jailed, tests)?);
         }
     }
