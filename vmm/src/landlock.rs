@@ -19,7 +19,7 @@ use ::landlock::{
     ABI, Access, AccessFs, AccessNet, BitFlags, Erratum, PathBeneath, Ruleset as Builder, RulesetAttr,
     RulesetCreated, RulesetCreatedAttr, RulesetError, Scope,
 };
-use kindling_api::{SerialMode, VmConfig};
+use kindling_api::{SerialConfig, VmConfig};
 
 use crate::Launch;
 use crate::error::Error;
@@ -180,8 +180,7 @@ impl Landlock {
         let guests_connect = vsock.map(|path| Rule::folder_of(path, AccessFs::ResolveUnix));
         let sockets = [self.api_socket.as_deref(), vsock].into_iter().flatten();
         let sockets = sockets.filter(|_| !self.leave_sockets).map(removed);
-        let serial = config.serial.as_ref().filter(|serial| serial.mode() == SerialMode::Socket);
-        let serial = serial.and_then(|serial| serial.serial_out_path.as_deref()).map(removed);
+        let serial = config.serial.as_ref().and_then(SerialConfig::socket).map(removed);
         disks.chain(guests_connect).chain(sockets).chain(serial).collect()
     }
 }

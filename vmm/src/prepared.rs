@@ -6,7 +6,7 @@ use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use kindling_api::{BootSource, Section, SerialMode, VmConfig};
+use kindling_api::{BootSource, Section, SerialConfig, VmConfig};
 use kindling_seccomp_profiles::Filters;
 use kindling_serial::Backend;
 
@@ -76,11 +76,9 @@ impl Prepared {
             }
             Section::Serial(_) => {
                 let open = |config: &VmConfig| config.serial.as_ref().map(console::backend).transpose();
-                let socket = |config: &VmConfig| {
-                    let serial = config.serial.clone()?;
-                    serial.serial_out_path.clone().filter(|_| serial.mode() == SerialMode::Socket)
-                };
-                let is_exclusive = socket(config).is_some() && socket(config) == socket(before);
+                let [old, new] =
+                    [before, config].map(|config| config.serial.as_ref().and_then(SerialConfig::socket));
+                let is_exclusive = new.is_some() && new == old;
                 replace(&mut self.serial, is_exclusive, || open(before), || open(config))?;
             }
             section => self.devices.open(before, config, section)?,

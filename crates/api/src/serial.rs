@@ -1,6 +1,6 @@
 //! The serial console: `PUT /serial`, section `serial` of the config file.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -46,6 +46,12 @@ impl SerialConfig {
             (None, Some(_)) => SerialMode::File,
             (None, None) => SerialMode::Stdio,
         }
+    }
+
+    /// The socket that the port listens at, if it does.
+    #[must_use]
+    pub fn socket(&self) -> Option<&Path> {
+        self.serial_out_path.as_deref().filter(|_| self.mode() == SerialMode::Socket)
     }
 
     /// Checks every field, and that there is a path exactly where the mode needs one; no file is touched.

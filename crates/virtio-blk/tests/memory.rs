@@ -4,35 +4,12 @@
 
 mod common;
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::atomic::{AtomicUsize, Ordering};
-
 use common::*;
 use kindling_virtio_blk::{BlkConfig, IoEngine};
-use kindling_virtio_device::test_utils::Buffer;
-
-/// Bytes that are allocated.
-static BYTES: AtomicUsize = AtomicUsize::new(0);
-
-struct Counting;
-
-// SAFETY: all is left to the system's allocator.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        BYTES.fetch_add(layout.size(), Ordering::Relaxed);
-        // SAFETY: the caller's promise is passed on.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        BYTES.fetch_sub(layout.size(), Ordering::Relaxed);
-        // SAFETY: the caller's promise is passed on.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
+use kindling_virtio_device::test_utils::{Buffer, CountingAllocator};
 
 #[global_allocator]
-static ALLOCATOR: Counting = Counting;
+static ALLOCATOR: CountingAllocator = CountingAllocator::new();
 
 #[test]
 fn what_long_requests_take_is_given_back_when_they_are_done() {
@@ -53,7 +30,7 @@ fn what_long_requests_take_is_given_back_when_they_are_done() {
         for _ in 0..ENTRIES {
             assert_eq!(answer(guest.wait(0)), (OK, vec![pattern(3); 512]));
         }
-        BYTES.load(Ordering::Relaxed)
+        ALLOCATOR.bytes()
     };
     let usual = read(128);
     let most = read(ENTRIES - 2);

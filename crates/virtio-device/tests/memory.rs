@@ -2,38 +2,12 @@
 
 mod common;
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::atomic::{AtomicUsize, Ordering};
-
 use common::{INDIRECT, pair};
 use kindling_virtio_device::Chain;
-use kindling_virtio_device::test_utils::Buffer;
-
-/// Bytes that are allocated.
-static BYTES: AtomicUsize = AtomicUsize::new(0);
-/// How often any were.
-static CALLS: AtomicUsize = AtomicUsize::new(0);
-
-struct Counting;
-
-// SAFETY: all is left to the system's allocator.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        BYTES.fetch_add(layout.size(), Ordering::Relaxed);
-        CALLS.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: the caller's promise is passed on.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        BYTES.fetch_sub(layout.size(), Ordering::Relaxed);
-        // SAFETY: the caller's promise is passed on.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
+use kindling_virtio_device::test_utils::{Buffer, CountingAllocator};
 
 #[global_allocator]
-static ALLOCATOR: Counting = Counting;
+static ALLOCATOR: CountingAllocator = CountingAllocator::new();
 
 #[test]
 fn usual_chains_allocate_nothing_and_long_ones_leave_nothing_behind() {
@@ -43,13 +17,13 @@ fn usual_chains_allocate_nothing_and_long_ones_leave_nothing_behind() {
         let bytes = vec![Buffer::Readable(b"x"); readable];
         let room = vec![Buffer::Writable(1); writable];
         driver.queues[0].add_indirect(&[bytes, room].concat());
-        let before = (BYTES.load(Ordering::Relaxed), CALLS.load(Ordering::Relaxed));
+        let before = (ALLOCATOR.bytes(), ALLOCATOR.calls());
         assert!(queue.pop(&mut chain).unwrap());
         assert_eq!((chain.readable.len(), chain.writable.len()), (readable as u32, writable as u32));
-        let calls = CALLS.load(Ordering::Relaxed) - before.1;
+        let calls = ALLOCATOR.calls() - before.1;
         queue.push(chain.head(), 0);
         chain.clear();
-        let kept = BYTES.load(Ordering::Relaxed).wrapping_sub(before.0) as isize;
+        let kept = ALLOCATOR.bytes().wrapping_sub(before.0) as isize;
         queue.publish();
         driver.queues[0].take_used().unwrap();
         (calls, kept)

@@ -14,7 +14,7 @@ use std::thread;
 
 use io_uring::{IoUring, opcode, types};
 use kindling_api::server::Limits;
-use kindling_api::{DriveConfig, SerialConfig, VsockConfig};
+use kindling_api::{DriveConfig, SerialConfig, SerialMode, VsockConfig};
 use tempfile::TempDir;
 
 use super::*;
