@@ -6,6 +6,7 @@ use std::process::Command;
 use kindling_integration_tests::bare_metal::{IMAGES_VARIABLE, Images};
 use kindling_integration_tests::error::{Error, Result};
 use kindling_integration_tests::place::{self, kvm_opens};
+use kindling_integration_tests::progress::Progress;
 use kindling_integration_tests::python;
 use kindling_integration_tests::runner::FILES_VARIABLE;
 
@@ -79,6 +80,11 @@ pub fn linux(context: &Context) -> Result<Passed> {
     let passes = LINUX.passes(context)?;
     let beside: &[Pass] = if context.is_whole { &[Pass::Plain] } else { &[] };
     run_all(context, &[(&LINUX, &passes), (&CLIENTS, beside)])
+}
+
+/// Builds the tests with clients of others and stock guests.
+pub fn build_clients(progress: &Progress) -> Result<PathBuf> {
+    CLIENTS.build(progress)
 }
 
 /// Gives a test binary the bare-metal guest's images.

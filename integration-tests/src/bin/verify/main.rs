@@ -158,6 +158,7 @@ fn prepare() {
     // What nobody waits for yet must not hold up the others: this thread, and what it starts, take what is left.
     // SAFETY: the call takes a number.
     unsafe { libc::nice(19) };
+    let _ = guests::build_clients(&progress);
     let _ = progress.during("building fuzz targets", || fuzz::build(run::quiet));
 }
 

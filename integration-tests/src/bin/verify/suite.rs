@@ -120,11 +120,16 @@ impl Suite {
         run_all(context, &[(self, passes)])
     }
 
+    /// Builds the test binary.
+    pub fn build(&self, progress: &Progress) -> Result<PathBuf> {
+        let (package, name) = (self.package, self.name);
+        progress.during(&format!("building the tests of {name} (static)"), || build(package, name))
+    }
+
     /// Makes ready for a run with the tests whose names contain one of `filter`; none if there are none.
     pub fn prepare(&self, context: &Context, pass: Pass, filter: &[&str]) -> Result<Option<Run>> {
         let (progress, name) = (&context.progress, self.name);
-        let binary = progress
-            .during(&format!("building the tests of {name} (static)"), || build(self.package, name))?;
+        let binary = self.build(progress)?;
         let mut tests: Vec<OsString> = filter.iter().map(OsString::from).collect();
         if pass == Pass::Jailed {
             for Outside { test, why, .. } in jail::OUTSIDE.iter().filter(|test| test.binary == name) {
