@@ -30,7 +30,7 @@ use crate::{Error, RESET_DEADLINE};
 enum Purpose {
     /// They are started again as they are.
     Sleep,
-    /// The device makes others, for the queues that are enabled now.
+    /// There are to be others, for the queues that are enabled now.
     Restart,
     /// The driver is forgotten.
     Reset,
@@ -59,6 +59,9 @@ pub(crate) struct Control {
     /// What the workers are still to come back for, when they did not in time: the device is broken until then, since
     /// they may still write to the guest's memory.
     overdue: Option<Purpose>,
+    /// Whether there are to be workers for the queues that are enabled now, which the driver's next access has made. To make
+    /// them can take more than the monitor's own thread may do.
+    unmade: bool,
     /// What was said of the device. A guest that brings it about again and again does not fill the log.
     logged: Logged,
 }
@@ -104,6 +107,7 @@ impl Control {
             workers: Workers::new(slots),
             asleep: false,
             overdue: None,
+            unmade: false,
             logged: Logged::default(),
         })
     }
@@ -133,13 +137,13 @@ impl Control {
         may
     }
 
-    /// Looks whether the workers of a broken device have come back, and if so goes on.
-    pub fn settle(&mut self) -> Result<(), StopError> {
-        if self.overdue.is_some() {
-            self.recall(Instant::now(), Purpose::Sleep)?;
+    /// The driver accesses the device. If its workers were late and have come back, goes on.
+    pub fn settle(&mut self) {
+        // Fails when it still cannot, which its status says.
+        if self.look_for_late().is_ok() {
+            self.make();
             self.start();
         }
-        Ok(())
     }
 
     pub fn sleep(&mut self, deadline: Instant) -> Result<(), Error> {
@@ -149,17 +153,17 @@ impl Control {
     }
 
     /// Goes on if the device was to sleep and nothing else, did not in time, and can by now. What the driver has asked for is
-    /// left to its next access: to make workers can take more than the monitor's own thread may do.
+    /// left to its next access.
     pub fn go_on(&mut self) {
-        if self.overdue == Some(Purpose::Sleep) {
-            // Fails when it still cannot. The monitor hears of it again.
-            let _ = self.settle();
+        // Fails when it still cannot. The monitor hears of it again.
+        if self.overdue == Some(Purpose::Sleep) && self.look_for_late().is_ok() {
+            self.start();
         }
     }
 
     pub fn wake(&mut self) -> Result<(), Error> {
         self.asleep = false;
-        self.settle().map_err(Error::Stop)?;
+        self.look_for_late().map_err(Error::Stop)?;
         self.start();
         Ok(())
     }
@@ -193,8 +197,14 @@ impl Control {
     /// Replaces the workers by others, since other queues are enabled now.
     fn restart(&mut self) {
         if self.recall(self.guest_deadline(), Purpose::Restart).is_ok() {
+            self.make();
             self.start();
         }
+    }
+
+    /// Takes the workers that were late back, if they have come.
+    fn look_for_late(&mut self) -> Result<(), StopError> {
+        if self.overdue.is_some() { self.recall(Instant::now(), Purpose::Sleep) } else { Ok(()) }
     }
 
     /// Takes the workers back, and does what that was asked for, now or before. If they do not come in time, the device
@@ -226,7 +236,7 @@ impl Control {
             Purpose::Sleep => (),
             Purpose::Restart => {
                 self.workers.replace(Vec::new());
-                self.activate();
+                self.unmade = true;
             }
             Purpose::Reset => {
                 self.workers.replace(Vec::new());
@@ -258,6 +268,14 @@ impl Control {
         self.queues = queues::registers_at_reset(self.device.as_ref());
         self.driver_features = 0;
         self.selectors = Selectors::default();
+        self.unmade = false;
+    }
+
+    /// Makes the workers that there are to be.
+    fn make(&mut self) {
+        if std::mem::take(&mut self.unmade) {
+            self.activate();
+        }
     }
 
     /// Puts the workers that are here on their threads, unless the device sleeps.

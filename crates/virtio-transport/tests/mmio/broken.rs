@@ -268,3 +268,34 @@ fn a_queue_that_is_enabled_while_a_worker_is_late_is_served_when_it_has_come() {
     assert_eq!(second.wait(), 1);
     guest.echo(&mut first, 2);
 }
+
+#[test]
+fn workers_for_other_queues_are_made_by_an_access_and_never_by_the_monitor() {
+    let (guest, [mut first, _]) = hung();
+    guest.set(VIRTIO_MMIO_QUEUE_SEL, 1);
+    guest.set(Guest::QUEUE_RESET, 1);
+    guest.log.set_hanging(false);
+    guest.transport.sleep(Instant::now() + Duration::from_secs(10)).unwrap();
+    guest.wake().unwrap();
+    assert_eq!(guest.log.activations(), 1);
+    assert_eq!(registers_of(&guest, 1), (0, 0));
+    assert_eq!(guest.log.activations(), 2);
+    guest.echo(&mut first, 1);
+    let mut second = guest.set_up(1, 16);
+    guest.echo(&mut second, 2);
+}
+
+#[test]
+fn a_reset_by_the_monitor_forgets_workers_that_were_still_to_be_made() {
+    let (guest, _) = hung();
+    guest.set(VIRTIO_MMIO_QUEUE_SEL, 1);
+    guest.set(Guest::QUEUE_RESET, 1);
+    guest.log.set_hanging(false);
+    let soon = || Instant::now() + Duration::from_secs(10);
+    guest.transport.sleep(soon()).unwrap();
+    guest.reset(soon()).unwrap();
+    guest.wake().unwrap();
+    assert_eq!((guest.status(), guest.log.activations()), (0, 1));
+    let [mut ring, _] = guest.probe();
+    guest.echo(&mut ring, 1);
+}
