@@ -9,17 +9,20 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use common::{Jailed, Place, own_mounts, run, wait};
+use tempfile::TempDir;
 
 /// A group of a test's own in a hierarchy, removed in the end with what is in it.
 struct Parent {
     mount: PathBuf,
+    /// The folder of a mount of its own.
+    folder: Option<TempDir>,
     name: String,
 }
 
 impl Parent {
     /// In the hierarchy that has a mount option (version 1) or in that of version 2, which is mounted for the calling
     /// thread where it is not.
-    fn new(place: &Place, test: &str, controller: Option<&str>) -> Option<Self> {
+    fn new(test: &str, controller: Option<&str>) -> Option<Self> {
         let kind = if controller.is_some() { "cgroup" } else { "cgroup2" };
         let find = || {
             let mounts = fs::read_to_string("/proc/thread-self/mounts").unwrap();
@@ -29,19 +32,19 @@ impl Parent {
                 (fields[2] == kind && fits).then(|| PathBuf::from(fields[1]))
             })
         };
+        let mut folder = None;
         let mount = find().or_else(|| {
             own_mounts();
-            let folder = place.path().join("cgroup");
-            fs::create_dir(&folder).unwrap();
+            let path = folder.insert(tempfile::tempdir().unwrap()).path();
             let mut command = Command::new("mount");
-            command.args(["-t", kind, "-o", controller.unwrap_or("rw"), "none"]).arg(&folder);
-            command.status().unwrap().success().then_some(folder)
+            command.args(["-t", kind, "-o", controller.unwrap_or("rw"), "none"]).arg(path);
+            command.status().unwrap().success().then(|| path.to_owned())
         });
         if mount.is_none() {
             eprintln!("no {kind} hierarchy with {controller:?} here: nothing was tested");
         }
         let name = format!("kindling-jailer-{}-{test}", std::process::id());
-        Some(Parent { mount: mount?, name })
+        Some(Parent { mount: mount?, folder, name })
     }
 
     fn path(&self) -> PathBuf {
@@ -64,6 +67,9 @@ impl Drop for Parent {
             let path = self.path().join(folder);
             wait(|| !path.exists() || fs::remove_dir(&path).is_ok());
         }
+        if let Some(folder) = &self.folder {
+            let _ = Command::new("umount").arg("--lazy").arg(folder.path()).status();
+        }
     }
 }
 
@@ -85,7 +91,7 @@ fn version_1_sets_values_in_each_hierarchy_and_joins_them() {
         // The memory nodes, which it cannot do without, are inherited.
         ("cpuset", &["cpuset.cpus=0"]),
     ] {
-        let Some(parent) = Parent::new(&place, controller, Some(controller)) else { continue };
+        let Some(parent) = Parent::new(controller, Some(controller)) else { continue };
         let mut options = vec![parent.option()];
         options.extend(settings.iter().map(|setting| format!("--cgroup={setting}")));
         let jailed = Jailed::start(&mut place.jailer(&options));
@@ -102,7 +108,7 @@ fn version_1_sets_values_in_each_hierarchy_and_joins_them() {
 #[test]
 fn version_1_without_settings_makes_nothing() {
     let place = Place::new();
-    let Some(parent) = Parent::new(&place, "nothing", Some("pids")) else { return };
+    let Some(parent) = Parent::new("nothing", Some("pids")) else { return };
     let jailed = Jailed::start(&mut place.jailer(&[parent.option()]));
     assert!(!parent.path().exists());
     jailed.end();
@@ -111,7 +117,7 @@ fn version_1_without_settings_makes_nothing() {
 #[test]
 fn a_value_that_the_kernel_refuses_leaves_neither_group_nor_jail() {
     let place = Place::new();
-    let Some(parent) = Parent::new(&place, "value", Some("pids")) else { return };
+    let Some(parent) = Parent::new("value", Some("pids")) else { return };
     let line = place.refused(&[parent.option(), "--cgroup=pids.max=lots".to_owned()]);
     let file = parent.path().join("inner/a/pids.max");
     assert!(line.contains(&format!("cannot write {}: Invalid argument", file.display())), "{line}");
@@ -130,7 +136,7 @@ fn a_program_that_cannot_be_executed_leaves_no_group() {
         (None, &["--cgroup-version=2", "--cgroup=cgroup.max.depth=1"]),
         (None, &["--cgroup-version=2", "--cgroup=cgroup.max.depth=1", "--daemonize"]),
     ] {
-        let Some(parent) = Parent::new(&place, "execute", controller) else { continue };
+        let Some(parent) = Parent::new("execute", controller) else { continue };
         let mut all = vec![parent.option()];
         all.extend(options.iter().map(|option| (*option).to_owned()));
         assert!(place.refused(&all).contains("cannot execute"));
@@ -141,7 +147,7 @@ fn a_program_that_cannot_be_executed_leaves_no_group() {
 #[test]
 fn version_2_sets_values_and_joins() {
     let place = Place::new();
-    let Some(parent) = Parent::new(&place, "v2", None) else { return };
+    let Some(parent) = Parent::new("v2", None) else { return };
     let mut options = vec![
         parent.option(),
         "--cgroup-version=2".to_owned(),
@@ -173,7 +179,7 @@ fn version_2_sets_values_and_joins() {
 #[test]
 fn version_2_names_a_controller_that_is_not_there() {
     let place = Place::new();
-    let Some(parent) = Parent::new(&place, "missing", None) else { return };
+    let Some(parent) = Parent::new("missing", None) else { return };
     let line = place.refused(&[
         parent.option(),
         "--cgroup-version=2".to_owned(),
@@ -186,7 +192,7 @@ fn version_2_names_a_controller_that_is_not_there() {
 #[test]
 fn version_2_without_settings_joins_a_group_that_is_there_and_no_other() {
     let place = Place::new();
-    let Some(parent) = Parent::new(&place, "join", None) else { return };
+    let Some(parent) = Parent::new("join", None) else { return };
     let options = [format!("--parent-cgroup={}", parent.name), "--cgroup-version=2".to_owned()];
     let jailed = Jailed::start(&mut place.jailer(&options));
     assert!(!group(&jailed, "").contains(&parent.name) && !parent.path().exists());
@@ -200,7 +206,7 @@ fn version_2_without_settings_joins_a_group_that_is_there_and_no_other() {
 #[test]
 fn a_hierarchy_that_cannot_be_written_is_named_and_no_jail_is_left() {
     let place = Place::new();
-    let Some(parent) = Parent::new(&place, "read-only", None) else { return };
+    let Some(parent) = Parent::new("read-only", None) else { return };
     own_mounts();
     let mount: &Path = &parent.mount;
     run("mount", &["-o", "remount,bind,ro", mount.to_str().unwrap()]);
