@@ -11,6 +11,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
 use common::{GID, Jailed, Place, UID, give, own_mounts, run, wait};
+use kindling_integration_tests::harness::Process;
 use kindling_integration_tests::jail_baits::{KEY, MESSAGE_QUEUE, SHARED_MEMORY};
 use serde_json::{Value, json};
 
@@ -300,7 +301,8 @@ fn a_process_id_namespace_has_the_program_as_its_first_process() {
 #[test]
 fn the_network_namespace_is_the_one_that_is_named_even_over_a_symbolic_link() {
     let place = Place::new();
-    let mut holder = Command::new("unshare").args(["--net", "sleep", "1000"]).spawn().unwrap();
+    let holder = Command::new("unshare").args(["--net", "sleep", "1000"]).spawn().unwrap();
+    let holder = Process::new(holder, "unshare");
     let namespace = format!("/proc/{}/ns/net", holder.id());
     let ours = fs::read_link("/proc/self/ns/net").unwrap();
     wait(|| fs::read_link(&namespace).is_ok_and(|link| link != ours));
@@ -309,8 +311,6 @@ fn the_network_namespace_is_the_one_that_is_named_even_over_a_symbolic_link() {
     let jailed = Jailed::start(&mut place.jailer(&["--netns", link.to_str().unwrap()]));
     assert_eq!(jailed.namespace("net"), fs::read_link(&namespace).unwrap());
     jailed.end();
-    holder.kill().unwrap();
-    holder.wait().unwrap();
     let line = place.jailer(&["--netns", "/proc/self/ns/uts"]).output().unwrap();
     let line = common::failed(&line);
     assert!(line.contains("cannot join network namespace /proc/self/ns/uts: Invalid argument"), "{line}");

@@ -14,6 +14,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use common::{Jailed, Place, STRANGER, UID, command, give, wait};
+use kindling_integration_tests::harness::Process;
 
 const NONE: [&str; 0] = [];
 
@@ -50,8 +51,7 @@ fn a_jailer_that_is_still_at_it_keeps_the_second_out() {
     assert!(place.refused(&NONE).contains("is being used by another jailer right now"));
     drop(lock);
     // A child that another test has just forked has the descriptor, too, until it executes its program.
-    wait(|| fs::File::open(lock_file(&place)).unwrap().try_lock().is_ok());
-    Jailed::start(&mut place.jailer(&NONE)).end();
+    wait(|| place.jailer_for(&NONE, &["mark"]).output().unwrap().status.success());
 }
 
 #[test]
@@ -71,10 +71,8 @@ fn a_user_who_locks_what_can_be_opened_keeps_no_guest_from_starting() {
     let mut stranger = Command::new("sleep");
     // SAFETY: the closure only makes system calls. It runs as the user that is given.
     let stranger = unsafe { stranger.arg("60").uid(STRANGER).gid(STRANGER).pre_exec(take) };
-    let mut stranger = stranger.spawn().unwrap();
+    let _stranger = Process::new(stranger.spawn().unwrap(), "sleep");
     Jailed::start(&mut place.jailer(&NONE)).end();
-    stranger.kill().unwrap();
-    stranger.wait().unwrap();
     let meta = fs::metadata(lock_file(&place)).unwrap();
     assert_eq!((meta.uid(), meta.mode() & 0o7777), (0, 0o600), "nobody else can open, and so lock it");
 }
@@ -108,9 +106,6 @@ fn many_at_once_with_one_id_start_one_and_with_many_ids_all() {
     let started =
         children.iter_mut().filter_map(|child| child.wait().unwrap().success().then_some(())).count();
     assert_eq!(started, 1);
-    let pid: i32 = fs::read_to_string(place.root().join("vmm.pid")).unwrap().parse().unwrap();
-    // SAFETY: the call takes numbers; the process is this test's.
-    unsafe { libc::kill(pid, libc::SIGKILL) };
     let place = Place::new();
     let commands = (0..8).map(|number| {
         let mut command = command(&number.to_string(), &place.executable(), &place.base());

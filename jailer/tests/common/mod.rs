@@ -119,6 +119,30 @@ impl Place {
     }
 }
 
+impl Drop for Place {
+    /// Ends whoever lives in one of its jails still: has a folder of the place as the root.
+    fn drop(&mut self) {
+        let name = self.path().file_name().and_then(OsStr::to_str).unwrap();
+        let lives_here = |process: &Path| {
+            let mounts = fs::read_to_string(process.join("mountinfo")).unwrap_or_default();
+            mounts.lines().any(|mount| {
+                let fields: Vec<&str> = mount.split(' ').collect();
+                fields[3].contains(name) && fields[4] == "/"
+            })
+        };
+        for process in fs::read_dir("/proc").unwrap().map(|entry| entry.unwrap().path()) {
+            let pid = process.file_name().and_then(OsStr::to_str).and_then(|name| name.parse().ok());
+            if let Some(pid) = pid
+                && lives_here(&process)
+            {
+                // SAFETY: the call takes numbers. The process is the test's.
+                unsafe { libc::kill(pid, libc::SIGKILL) };
+                wait(|| !lives_here(&process));
+            }
+        }
+    }
+}
+
 /// A jailer with nothing but what it needs.
 pub fn command(id: &str, executable: &Path, base: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_jailer"));
