@@ -11,15 +11,11 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use common::{GID, Jailed, Place, STRANGER, UID, command, failed, give, listing, own_mounts, run, wait};
+use common::{GID, Jailed, Place, STRANGER, UID, command, copy, failed, give, listing, own_mounts, run, wait};
 
 const NONE: [&str; 0] = [];
 
-/// Copies the jailer for it to be run there. By a program: a file that this process writes could not be executed while a child
-/// that another test starts has it open, too.
-fn copy_jailer(to: &Path) {
-    run("cp", &[env!("CARGO_BIN_EXE_jailer"), to.to_str().unwrap()]);
-}
+const JAILER: &str = env!("CARGO_BIN_EXE_jailer");
 
 /// Puts something in the place of a path.
 type Plant = fn(&Path, &Path);
@@ -106,7 +102,7 @@ fn folders_and_files_of_another_user_are_refused() {
 #[test]
 fn a_root_folder_that_others_can_change_is_refused() {
     let place = Place::new();
-    copy_jailer(&place.path().join("jailer"));
+    copy(Path::new(JAILER), &place.path().join("jailer"));
     for library in ["lib", "lib64"] {
         fs::create_dir(place.path().join(library)).unwrap();
     }
@@ -398,7 +394,7 @@ fn any_user_but_root_is_told_so() {
     let place = Place::new();
     fs::set_permissions(place.path(), Permissions::from_mode(0o755)).unwrap();
     let jailer = place.path().join("jailer");
-    copy_jailer(&jailer);
+    copy(Path::new(JAILER), &jailer);
     let mut command = Command::new(jailer);
     command.args(["--id", "a", "--uid", "1", "--gid", "1", "--exec-file"]).arg(place.executable());
     let output = command.uid(STRANGER).gid(STRANGER).output().unwrap();

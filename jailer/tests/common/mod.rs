@@ -50,7 +50,7 @@ impl Place {
         assert!(root, "tests of the jailer need root, as the jailer does: run them as root");
         let folder = tempfile::Builder::new().prefix("jailer-test-").tempdir().unwrap();
         let place = Place { folder };
-        fs::copy(program, place.executable()).unwrap();
+        copy(program, &place.executable());
         fs::set_permissions(place.executable(), fs::Permissions::from_mode(0o755)).unwrap();
         place
     }
@@ -304,3 +304,9 @@ pub fn run(program: &str, arguments: &[&str]) {
 pub fn give(path: &Path, uid: u32, gid: u32) {
     chown(path, Some(uid), Some(gid)).unwrap();
 }
+/// Copies a program for it to be run there. By a program: a file that this process writes could not be executed while a child
+/// that another test starts has it open, too.
+pub fn copy(from: &Path, to: &Path) {
+    run("cp", &[from.to_str().unwrap(), to.to_str().unwrap()]);
+}
+
