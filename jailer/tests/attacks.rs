@@ -7,11 +7,14 @@ mod common;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt, symlink};
 use std::os::unix::net::UnixListener;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use common::{GID, Jailed, Place, STRANGER, UID, command, copy, failed, give, listing, own_mounts, run, wait};
+use common::{
+    GID, Jailed, Place, STRANGER, UID, command, copy, failed, give, listing, mounts, own_mounts, run,
+};
 
 const NONE: [&str; 0] = [];
 
@@ -375,22 +378,29 @@ fn folders_and_files_of_the_jail_that_are_swapped_meanwhile_lead_nowhere_else() 
 #[test]
 fn a_killed_jailer_leaves_no_mount_and_the_next_start_works() {
     let place = Place::new();
-    let mounts = || fs::read_to_string("/proc/self/mountinfo").unwrap();
+    own_mounts();
     let before = mounts();
-    for microseconds in (0..6000).step_by(200) {
+    let lock = place.make_root().with_file_name("lock");
+    let (mut round, mut killed) = (0, 0);
+    // At any step from its lock on; for some it comes too late, and those do not count.
+    while round < 30 || killed < 10 {
+        assert!(round < 2000, "only {killed} were killed in time");
         let mut child = place.jailer_for(&NONE, &["mark"]).stdout(Stdio::null()).spawn().unwrap();
-        std::thread::sleep(std::time::Duration::from_micros(microseconds));
+        while !lock.exists() && child.try_wait().unwrap().is_none() {}
+        std::thread::sleep(std::time::Duration::from_micros(round % 30 * 100));
         child.kill().unwrap();
-        child.wait().unwrap();
+        killed += u32::from(child.wait().unwrap().signal() == Some(libc::SIGKILL));
+        let next = place.jailer_for(&NONE, &["mark"]).output().unwrap();
+        assert!(next.status.success(), "{next:?}");
+        fs::remove_file(&lock).unwrap();
+        round += 1;
     }
     assert_eq!(mounts(), before);
-    wait(|| place.jailer_for(&NONE, &["mark"]).output().unwrap().status.success());
     fs::remove_dir_all(place.base()).unwrap();
 }
 
 #[test]
 fn any_user_but_root_is_told_so() {
-    use std::os::unix::process::CommandExt;
     let place = Place::new();
     fs::set_permissions(place.path(), Permissions::from_mode(0o755)).unwrap();
     let jailer = place.path().join("jailer");

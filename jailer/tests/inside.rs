@@ -10,7 +10,7 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
-use common::{GID, Jailed, Place, UID, give, own_mounts, run, wait};
+use common::{GID, Jailed, Place, UID, give, mounts, own_mounts, run, wait};
 use kindling_integration_tests::harness::Process;
 use kindling_integration_tests::jail_baits::{KEY, MESSAGE_QUEUE, SHARED_MEMORY};
 use serde_json::{Value, json};
@@ -43,16 +43,17 @@ fn there_is_nothing_but_the_executable_its_devices_and_a_folder_for_its_socket()
 #[test]
 fn only_root_and_dev_are_mounted_and_neither_is_seen_on_the_host() {
     let place = Place::new();
-    let host = fs::read_to_string("/proc/self/mountinfo").unwrap().lines().count();
+    own_mounts();
+    let host = mounts();
     let jailed = Jailed::start(&mut place.jailer(&NONE));
-    let mounts = jailed.proc("mountinfo");
-    let mounts: Vec<Vec<&str>> = mounts.lines().map(|line| line.split(' ').collect()).collect();
-    assert_eq!(mounts.iter().map(|mount| mount[4]).collect::<Vec<_>>(), ["/", "/dev"]);
-    assert!(mounts[0][3].ends_with("/jails/vmm/a/root"), "{mounts:?}");
-    assert!(mounts[0][5].contains("nosuid") && mounts[1][5].starts_with("ro,nosuid,noexec"), "{mounts:?}");
-    assert_eq!(fs::read_to_string("/proc/self/mountinfo").unwrap().lines().count(), host);
+    let found = jailed.proc("mountinfo");
+    let found: Vec<Vec<&str>> = found.lines().map(|line| line.split(' ').collect()).collect();
+    assert_eq!(found.iter().map(|mount| mount[4]).collect::<Vec<_>>(), ["/", "/dev"]);
+    assert!(found[0][3].ends_with("/jails/vmm/a/root"), "{found:?}");
+    assert!(found[0][5].contains("nosuid") && found[1][5].starts_with("ro,nosuid,noexec"), "{found:?}");
+    assert_eq!(mounts(), host);
     assert_eq!(fs::read_dir(place.root().join("dev")).unwrap().count(), 0);
-    assert_ne!(jailed.namespace("mnt"), fs::read_link("/proc/self/ns/mnt").unwrap());
+    assert_ne!(jailed.namespace("mnt"), fs::read_link("/proc/thread-self/ns/mnt").unwrap());
     // What clients do in the end, here even before it.
     fs::remove_dir_all(place.base().join("vmm/a")).unwrap();
     jailed.end();
@@ -346,12 +347,10 @@ fn what_clients_put_there_before_is_there_unchanged() {
 #[test]
 fn what_the_host_mounts_in_the_jail_is_seen_there_before_and_after_the_start() {
     let place = Place::new();
-    // A host whose mounts are shared, as they mostly are.
     own_mounts();
     let path = |name: &str| place.path().join(name).to_str().unwrap().to_owned();
     fs::create_dir(place.base()).unwrap();
     run("mount", &["-t", "tmpfs", "none", &path("jails")]);
-    run("mount", &["--make-shared", &path("jails")]);
     let root = place.make_root();
     for name in ["early", "late"] {
         fs::create_dir_all(place.path().join(name)).unwrap();
@@ -362,7 +361,6 @@ fn what_the_host_mounts_in_the_jail_is_seen_there_before_and_after_the_start() {
         run("mount", &["--bind", &path(name), root.join(name).to_str().unwrap()]);
     };
     mount("early");
-    let mounts = || fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
     let before = mounts();
     let jailed = Jailed::start(&mut place.jailer(&NONE));
     assert_eq!(mounts(), before, "nothing is mounted on the host");

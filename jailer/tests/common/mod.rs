@@ -282,15 +282,22 @@ pub fn wait(what: impl Fn() -> bool) {
     }
 }
 
-/// Gives the calling thread, and what it starts, a mount namespace of its own.
+/// Gives the calling thread, and what it starts, a mount namespace of its own. Its mounts are shared, as they mostly are on
+/// hosts, but with nobody outside.
 pub fn own_mounts() {
     // SAFETY: the calls take numbers and strings that end in NUL.
     unsafe {
         assert_eq!(libc::unshare(libc::CLONE_NEWNS), 0, "{}", std::io::Error::last_os_error());
         let none = std::ptr::null();
-        let private = libc::MS_REC | libc::MS_PRIVATE;
-        assert_eq!(libc::mount(none, c"/".as_ptr(), none, private, none.cast()), 0);
+        for kind in [libc::MS_PRIVATE, libc::MS_SHARED] {
+            assert_eq!(libc::mount(none, c"/".as_ptr(), none, libc::MS_REC | kind, none.cast()), 0);
+        }
     }
+}
+
+/// The mounts of the calling thread's namespace, which nobody else changes after [`own_mounts`].
+pub fn mounts() -> String {
+    fs::read_to_string("/proc/thread-self/mountinfo").unwrap()
 }
 
 /// Runs a program that has to succeed.
@@ -300,13 +307,13 @@ pub fn run(program: &str, arguments: &[&str]) {
     assert!(status.success(), "{program} {arguments:?}: {status}");
 }
 
-/// Changes the owner of a path.
-pub fn give(path: &Path, uid: u32, gid: u32) {
-    chown(path, Some(uid), Some(gid)).unwrap();
-}
 /// Copies a program for it to be run there. By a program: a file that this process writes could not be executed while a child
 /// that another test starts has it open, too.
 pub fn copy(from: &Path, to: &Path) {
     run("cp", &[from.to_str().unwrap(), to.to_str().unwrap()]);
 }
 
+/// Changes the owner of a path.
+pub fn give(path: &Path, uid: u32, gid: u32) {
+    chown(path, Some(uid), Some(gid)).unwrap();
+}
