@@ -288,9 +288,9 @@ fn what_a_dead_one_left_is_replaced_and_what_clients_left_is_not() {
     assert!(fs::metadata(root.join("run/firecracker.socket")).unwrap().file_type().is_file());
 }
 
-/// Runs `disturb` over and over beside so many starts, each of which either runs the probe or is refused with a line.
-/// Returns how many of them ran.
-fn disturbed(place: &Place, rounds: usize, disturb: impl Fn() + Sync) -> usize {
+/// Runs `disturb` over and over beside so many starts, each of which either runs the probe or is refused with a line. Calls
+/// `look` after each that ran, and returns how many did.
+fn disturbed(place: &Place, rounds: usize, disturb: impl Fn() + Sync, look: impl Fn()) -> usize {
     /// Ends the disturbance also when the test fails.
     struct Done<'a>(&'a AtomicBool);
     impl Drop for Done<'_> {
@@ -311,6 +311,7 @@ fn disturbed(place: &Place, rounds: usize, disturb: impl Fn() + Sync) -> usize {
             if output.status.success() {
                 let text = String::from_utf8_lossy(&output.stdout);
                 assert!(text.trim().parse::<u64>().is_ok(), "only the probe prints a number: {output:?}");
+                look();
                 return true;
             }
             failed(&output);
@@ -323,19 +324,24 @@ fn disturbed(place: &Place, rounds: usize, disturb: impl Fn() + Sync) -> usize {
 #[test]
 fn an_executable_that_is_swapped_meanwhile_is_copied_whole_or_not_at_all() {
     let place = Place::new();
-    let (good, link) = (place.path().join("good"), place.path().join("link"));
+    let path = |name: &str| place.path().join(name);
+    let (good, link, secret) = (path("good"), path("link"), path("secret"));
     fs::copy(place.executable(), &good).unwrap();
-    fs::write(place.path().join("secret"), "precious").unwrap();
-    let ran = disturbed(&place, 150, || {
+    let program = fs::read(&good).unwrap();
+    // It would run, too, but for its mode.
+    let precious = [&program[..], b"precious"].concat();
+    fs::write(&secret, &precious).unwrap();
+    let disturb = || {
         // A link to a file that must not be run, then the good one again.
         let _ = fs::remove_file(&link);
-        symlink(place.path().join("secret"), &link).unwrap();
+        symlink(&secret, &link).unwrap();
         fs::rename(&link, place.executable()).unwrap();
         let _ = fs::hard_link(&good, &link);
         fs::rename(&link, place.executable()).unwrap();
-    });
-    assert!(ran > 0);
-    assert_eq!(fs::read_to_string(place.path().join("secret")).unwrap(), "precious");
+    };
+    let look = || assert!(fs::read(place.root().join("vmm")).unwrap() == program, "another file was run");
+    assert!(disturbed(&place, 150, disturb, look) > 0);
+    assert!(fs::read(secret).unwrap() == precious);
 }
 
 #[test]
@@ -361,13 +367,14 @@ fn folders_and_files_of_the_jail_that_are_swapped_meanwhile_lead_nowhere_else() 
         ("lock", "pid"),
     ] {
         let path = folder.join(name);
-        disturbed(&place, 60, || {
+        let disturb = || {
             let _ = fs::rename(&path, &aside);
             let _ = symlink(precious.join(target), &path);
             std::thread::yield_now();
             let _ = fs::remove_file(&path);
             let _ = fs::rename(&aside, &path);
-        });
+        };
+        disturbed(&place, 60, disturb, || ());
         let _ = fs::remove_dir_all(&aside);
         let _ = fs::remove_file(&aside);
         assert_eq!(listing(&precious), before, "{name}");
