@@ -2,13 +2,10 @@
 //!
 //! Works with a stable compiler: coverage feedback comes from LLVM's own pass, the engine from `libfuzzer-sys`.
 
-use std::num::NonZero;
-use std::panic::resume_unwind;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
-use std::{fs, iter, thread};
 
 use kindling_integration_tests::error::{Context as _, Error, Result};
 use kindling_integration_tests::harness::Vmm;
@@ -17,6 +14,7 @@ use kindling_integration_tests::workspace::{TARGET, cargo, target_dir};
 use serde::Deserialize;
 
 use crate::Context;
+use crate::parallel::{in_parallel, processors};
 use crate::shell::show;
 use crate::steps::Passed;
 
@@ -92,21 +90,10 @@ pub fn build(carry_out: impl FnOnce(&mut Command) -> Result<()>) -> Result<(Vec<
 /// Builds all targets and runs each.
 pub fn run(context: &Context) -> Result<Passed> {
     let (fuzzers, target_dir) = build(show)?;
-    // A target has one thread, and this machine as many processors as it has.
-    let (waiting, seconds) = (Mutex::new(fuzzers.iter()), context.fuzz_seconds);
-    let next = || waiting.lock().unwrap_or_else(PoisonError::into_inner).next();
-    let work = || iter::from_fn(next).filter_map(|fuzzer| fuzzer.run(&target_dir, seconds).err()).last();
-    let failure = thread::scope(|scope| {
-        let processors = thread::available_parallelism().map_or(1, NonZero::get);
-        let workers: Vec<_> = (0..processors).map(|_| scope.spawn(work)).collect();
-        workers
-            .into_iter()
-            .filter_map(|worker| worker.join().unwrap_or_else(|panic| resume_unwind(panic)))
-            .last()
-    });
-    if let Some(failure) = failure {
-        return Err(failure);
-    }
+    // A target has one thread.
+    let seconds = context.fuzz_seconds;
+    let results = in_parallel(&fuzzers, processors(), |_, fuzzer| fuzzer.run(&target_dir, seconds));
+    results.into_iter().collect::<Result<()>>()?;
     let note = format!("{} targets, {} s each", fuzzers.len(), context.fuzz_seconds);
     Ok(Passed { note, tests: 0 })
 }

@@ -4,6 +4,7 @@ mod api;
 mod deny;
 mod fuzz;
 mod guests;
+mod parallel;
 #[cfg(test)]
 mod pipeline;
 mod shell;
@@ -50,7 +51,7 @@ struct Options {
     fail_fast: bool,
 
     /// How long each fuzz target runs
-    #[arg(long, value_name = "SECONDS", default_value_t = 5)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 3)]
     fuzz_seconds: u32,
 
     /// How many requests are made up for each call of the API in each state of a machine, beside those that are always sent

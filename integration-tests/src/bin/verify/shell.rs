@@ -7,6 +7,7 @@ use kindling_integration_tests::error::{Context, Error, Result};
 pub use kindling_integration_tests::run::show;
 use kindling_integration_tests::run::{self, die_with_parent};
 
+use crate::parallel::in_parallel;
 use crate::steps::Passed;
 
 /// Results of test binaries, added up.
@@ -62,42 +63,28 @@ pub fn show_tests(command: &mut Command) -> Result<Tests> {
     count_tests(command, &mut Output::new(true), |_| None)
 }
 
-/// Does the same for several, one after the other or all at the same time; then only the first one's output is live, and that of
-/// the others comes behind it. Returns what each said, and its results. `explain` may know more about an exit code.
+/// Does the same for several, `at_once` of them at the same time. With more than one, only the first one's output is live, and that
+/// of the others comes behind it. Returns what each said, and its results. `explain` may know more about an exit code.
 pub fn show_all_tests(
     commands: Vec<&mut Command>,
-    side_by_side: bool,
+    at_once: usize,
     explain: impl Fn(i32) -> Option<String> + Sync,
 ) -> Vec<(Vec<u8>, Result<Tests>)> {
-    let run = |command: &mut Command, is_live: bool| {
-        let mut output = Output::new(is_live);
+    let done = in_parallel(commands, at_once, |index, command| {
+        announce(command);
+        let mut output = Output::new(at_once == 1 || index == 0);
         let result = count_tests(command, &mut output, &explain);
+        (run::describe(command), output, result)
+    });
+    let show = |(words, output, result): (String, Output, _)| {
+        if !output.is_live {
+            println!("\nOutput of {words}");
+            // As when it is live: with nobody to read it the result still counts.
+            let _ = io::stdout().write_all(&output.bytes);
+        }
         (output.bytes, result)
     };
-    std::thread::scope(|scope| {
-        let mut begun = Vec::new();
-        let mut results = Vec::new();
-        for (index, command) in commands.into_iter().enumerate() {
-            announce(command);
-            if side_by_side {
-                let words = run::describe(command);
-                let run = &run;
-                begun.push((words, scope.spawn(move || run(command, index == 0))));
-            } else {
-                results.push(run(command, true));
-            }
-        }
-        for (index, (words, thread)) in begun.into_iter().enumerate() {
-            let done = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-            if index > 0 {
-                println!("\nOutput of {words}");
-                // As when it is live: with nobody to read it the result still counts.
-                let _ = io::stdout().write_all(&done.0);
-            }
-            results.push(done);
-        }
-        results
-    })
+    done.into_iter().map(show).collect()
 }
 
 /// What a command says, kept, and shown if it is live.

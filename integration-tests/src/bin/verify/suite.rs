@@ -18,6 +18,7 @@ use kindling_integration_tests::workspace::{
 use serde::Deserialize;
 
 use crate::Context;
+use crate::parallel::processors;
 use crate::shell::{colour, show_all_tests};
 use crate::steps::Passed;
 
@@ -183,7 +184,7 @@ pub fn run_all(context: &Context, suites: &[(&Suite, &[Pass])]) -> Result<Passed
     Ok(passed)
 }
 
-/// Carries runs out, those in nested hosts at the same time: each has one processor, this machine most likely more.
+/// Carries runs out, those in nested hosts on all processors: each has one.
 pub fn finish(context: &Context, runs: &mut [Run]) -> Result<Passed> {
     if runs.is_empty() {
         return Ok(Passed { note: "no test has such a name".to_owned(), tests: 0 });
@@ -192,9 +193,9 @@ pub fn finish(context: &Context, runs: &mut [Run]) -> Result<Passed> {
         let text = "the nested host broke; that says nothing about the tests";
         (code == i32::from(EXIT_HOST_BROKEN)).then(|| text.to_owned())
     };
-    let side_by_side = runs.iter().any(|run| run.in_nested_host);
+    let at_once = if runs.iter().any(|run| run.in_nested_host) { processors() } else { 1 };
     let commands = runs.iter_mut().map(|run| &mut run.command);
-    let results = show_all_tests(commands.collect(), side_by_side, broken);
+    let results = show_all_tests(commands.collect(), at_once, broken);
     let (mut sum, mut failed) = (Passed::default(), Vec::new());
     for (run, (said, result)) in runs.iter().zip(results) {
         context.noted.borrow_mut().rules.append(&mut usage::used(&String::from_utf8_lossy(&said)));
