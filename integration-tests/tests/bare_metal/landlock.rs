@@ -9,12 +9,13 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use kindling_api::client::Client;
+use kindling_integration_tests::harness::scaled;
 use kindling_integration_tests::landlock::is_complete;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::intruder::Intruder;
-use crate::process::{LIMIT, Vmm, command, finish, images, run};
+use crate::process::{LIMIT, Vmm, command, finish, images, run, until};
 
 /// A folder with two disks, of which the guest is given the first.
 struct Host(TempDir);
@@ -60,7 +61,7 @@ fn terminate(mut vmm: Vmm) {
     let start = Instant::now();
     vmm.signal(libc::SIGTERM);
     vmm.end(143);
-    assert!(start.elapsed() < Duration::from_secs(10), "a vCPU does not leave its guest");
+    assert!(start.elapsed() < scaled(Duration::from_secs(10)), "a vCPU does not leave its guest");
 }
 
 /// What whoever takes over a thread gets: whether it can read a file of the host, write to the guest's disk, and signal
@@ -140,10 +141,7 @@ fn vmm_alone_is_restricted_when_it_is_asked_to_and_its_guest_starts() {
         let host = Host::new();
         let mut vmm = Vmm::start(command(&["--api-sock"]).arg(host.path("api")).args(options));
         let client = host.client();
-        let start = Instant::now();
-        while client.get("/").is_err() {
-            assert!(start.elapsed() < LIMIT);
-        }
+        until("the API is there", || client.get("/").is_ok());
         let put = |path: &str, body: Value| {
             let response = client.put(path, &body).unwrap();
             assert_eq!(response.status, 204, "{path}: {}", response.body);
@@ -157,9 +155,7 @@ fn vmm_alone_is_restricted_when_it_is_asked_to_and_its_guest_starts() {
         put("/drives/disk0", drive(&host.path("other")));
         put("/drives/disk0", drive(&host.path("disk")));
         put("/actions", json!({ "action_type": "InstanceStart" }));
-        while !fs::read_to_string(host.path("serial")).unwrap().contains("spinning") {
-            assert!(start.elapsed() < LIMIT);
-        }
+        until("the guest spins", || fs::read_to_string(host.path("serial")).unwrap().contains("spinning"));
         assert_eq!(host.change_disk("disk").0, 204, "{options:?}");
         assert_eq!(host.change_disk("other").0, changed, "{options:?}");
         put("/actions", json!({ "action_type": "FlushMetrics" }));
@@ -186,10 +182,7 @@ fn a_restricted_vmm_removes_its_sockets_and_knows_its_size() {
     let api = host.text("api");
     let options = ["--serial", &serial, "--vsock", &vsock, "--api-sock", &api, "--landlock=require"];
     let vmm = Vmm::start(&mut run("spin", &options));
-    let start = Instant::now();
-    while host.client().get("/").is_err() {
-        assert!(start.elapsed() < LIMIT);
-    }
+    until("the API is there", || host.client().get("/").is_ok());
     let metrics = host.client().get("/metrics").unwrap().body;
     assert!(metrics.contains("\nkindling_process_resident_memory_bytes "), "{metrics}");
     for socket in ["api", "vsock", "serial"] {

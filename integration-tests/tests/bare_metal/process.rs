@@ -6,10 +6,10 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::OnceLock;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kindling_integration_tests::bare_metal::Images;
-use kindling_integration_tests::harness::{Console, Process, vmm_path};
+use kindling_integration_tests::harness::{Console, Process, scaled, vmm_path};
 use kindling_integration_tests::progress::Progress;
 use kindling_integration_tests::run::die_with_parent;
 use kindling_integration_tests::workspace::VMM;
@@ -183,6 +183,16 @@ pub fn finish(command: &mut Command, code: i32) -> Ended {
 #[track_caller]
 pub fn finish_run(scenario: &str, options: &[&str], code: i32) -> Ended {
     finish(&mut run(scenario, options), code)
+}
+
+/// Waits until `condition` holds.
+#[track_caller]
+pub fn until(what: &str, condition: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < scaled(LIMIT), "not in time: {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
 }
 
 /// The processor time of a thread that has not ended, by its folder in `/proc`.

@@ -8,7 +8,7 @@ use kindling_integration_tests::harness::Tap;
 use serde_json::{Value, json};
 
 use super::{Api, boot_source, fault, tap};
-use crate::process::command;
+use crate::process::{command, until};
 
 /// The statuses that it has before the guest runs, while it runs, and while it is paused.
 type Statuses = [u16; 3];
@@ -178,7 +178,7 @@ fn machine_in(phase: Phase, tap: Option<&Tap>) -> (Api, Machine) {
     }
     if phase != Phase::NotStarted {
         api.action("InstanceStart");
-        api.until("the guest runs", || {
+        until("the guest runs", || {
             std::fs::read_to_string(api.path("serial")).is_ok_and(|text| text.contains("spinning"))
         });
     }

@@ -13,7 +13,7 @@ use kindling_integration_tests::harness::{Tap, jail};
 use serde_json::{Value, json};
 
 use super::{Api, boot_source, tap};
-use crate::process::{command, images};
+use crate::process::{command, images, until};
 
 fn drive(path: impl serde::Serialize) -> Value {
     json!({"drive_id": "a", "is_root_device": false, "path_on_host": path})
@@ -179,7 +179,7 @@ fn a_second_request_for_the_same_device_releases_what_the_first_had() {
     let before = api.open_files().len();
     (0..20).for_each(|_| again());
     // Connections of the test's own are closed a moment later.
-    api.until("descriptors are closed", || api.open_files().len() <= before);
+    until("descriptors are closed", || api.open_files().len() <= before);
     let config = api.get("/vm/config");
     assert_eq!(config["drives"], json!([config["drives"][0]]), "one drive");
     assert_eq!(config["drives"][0]["path_on_host"], json!(first));

@@ -7,6 +7,7 @@ use kindling_integration_tests::harness::{Connection, scaled};
 
 use super::Api;
 use super::phases::Heart;
+use crate::process::until;
 
 /// All requests of the test.
 const REQUESTS: u32 = 100_000;
@@ -68,7 +69,7 @@ fn a_hundred_thousand_requests_leave_nothing_behind_and_the_guest_alone() {
     let (beats, start) = (heart.beats(&api).len(), Instant::now());
     ask(REQUESTS);
     let took = start.elapsed();
-    api.until("old connections are closed", || api.open_files().len() <= files);
+    until("old connections are closed", || api.open_files().len() <= files);
     let grown = resident(&api).saturating_sub(memory);
     // Less than two bytes a request: what is left of the allocator's, and not of the requests.
     assert!(grown <= 128 << 10, "{grown} bytes more than the {memory} after the first requests");
@@ -99,7 +100,7 @@ fn of_many_connections_at_once_ten_are_served_and_the_others_told_so() {
         batch(connection);
     }
     drop(connections);
-    api.until("there is room again", || api.client.get("/").is_ok_and(|response| response.status == 200));
+    until("there is room again", || api.client.get("/").is_ok_and(|response| response.status == 200));
     let longest = heart.beats(&api).iter().map(|beat| beat.gap).max().unwrap();
     assert!(longest < scaled(LONGEST_GAP), "the guest stood still for {longest:?}");
     api.terminate();

@@ -20,7 +20,7 @@ use kindling_integration_tests::harness::{Connection, Tap, scaled};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::process::{LIMIT, Vmm, command, images};
+use crate::process::{LIMIT, Vmm, command, images, until};
 
 /// A `vmm` that serves its API.
 pub struct Api {
@@ -43,7 +43,7 @@ impl Api {
         let path = folder.path().join("api");
         let vmm = Vmm::start(command);
         let api = Self { vmm, client: Client::new(&path).with_timeout(LIMIT), folder };
-        api.until("the API is there", || api.client.get("/").is_ok());
+        until("the API is there", || api.client.get("/").is_ok());
         api
     }
 
@@ -134,16 +134,6 @@ impl Api {
         let text = self.call("GET", "/metrics", &Value::Null).body;
         let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         value.unwrap_or_else(|| panic!("{name} is not in {text}")).parse().unwrap()
-    }
-
-    /// Waits until `condition` holds.
-    #[track_caller]
-    fn until(&self, what: &str, condition: impl Fn() -> bool) {
-        let start = Instant::now();
-        while !condition() {
-            assert!(start.elapsed() < scaled(LIMIT), "not in time: {what}");
-            std::thread::sleep(Duration::from_millis(2));
-        }
     }
 
     /// What the process has open: device and inode.

@@ -6,7 +6,7 @@ use kindling_integration_tests::harness::scaled;
 use serde_json::json;
 
 use super::Api;
-use crate::process::{LIMIT, images};
+use crate::process::{LIMIT, images, until};
 
 /// Time stamps a second, as the guest counts them too.
 pub fn time_stamps_per_second() -> f64 {
@@ -64,7 +64,7 @@ fn a_paused_guest_stands_still_while_its_clock_goes_on() {
     assert_eq!(api.state(), "Paused");
     api.make("Resumed");
     // It may have stood still while it printed a line.
-    api.until("the guest goes on", || heart.beats(&api).len() >= before + 2);
+    until("the guest goes on", || heart.beats(&api).len() >= before + 2);
     let beats = &heart.beats(&api)[before..];
     assert!(beats.iter().any(|beat| beat.gap >= Duration::from_millis(500)), "{beats:?}");
     assert_eq!(beats[0].number, before as u64 + 1);

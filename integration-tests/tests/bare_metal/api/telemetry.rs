@@ -11,6 +11,7 @@ use kindling_integration_tests::harness::scaled;
 use serde_json::{Value, json};
 
 use super::{Api, boot_source};
+use crate::process::until;
 
 /// A FIFO that is full. What is returned keeps it so.
 fn full_fifo(path: &Path) -> File {
@@ -38,7 +39,7 @@ fn a_full_fifo_loses_log_and_metrics_lines_counts_them_and_holds_nobody_up() {
     api.boot("heartbeat ticks=100000000");
     api.action("InstanceStart");
     api.vmm.wait_for("beat 3 ");
-    api.until("a log line is lost", || api.metric("kindling_logger_lost_lines_total") > 0);
+    until("a log line is lost", || api.metric("kindling_logger_lost_lines_total") > 0);
 
     let start = Instant::now();
     for lost in 1..=3 {
@@ -53,7 +54,7 @@ fn a_full_fifo_loses_log_and_metrics_lines_counts_them_and_holds_nobody_up() {
     assert_eq!(api.metric("kindling_logger_lines_total"), 0);
     assert!(start.elapsed() < scaled(Duration::from_secs(5)), "{:?}", start.elapsed());
     let beats = api.vmm.output().lines().count();
-    api.until("the guest goes on", || api.vmm.output().lines().count() > beats + 1);
+    until("the guest goes on", || api.vmm.output().lines().count() > beats + 1);
     api.terminate();
     for mut fifo in fifos {
         // Nothing but what the test has put in, and no half of a line.
@@ -112,7 +113,7 @@ fn the_log_can_be_moved_before_the_guest_starts_and_names_the_machine() {
     api.boot("heartbeat ticks=100000000");
     api.action("InstanceStart");
     api.vmm.wait_for("beat 2 ");
-    api.until("a line is there", || fs::read_to_string(&second).unwrap().contains("Guest-boot-time"));
+    until("a line is there", || fs::read_to_string(&second).unwrap().contains("Guest-boot-time"));
     let line = fs::read_to_string(&second).unwrap();
     assert!(line.contains(" vmm m INFO: Guest-boot-time = "), "{line}");
     assert_eq!(fs::read_to_string(&first).unwrap(), "");
