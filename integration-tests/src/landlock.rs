@@ -6,7 +6,8 @@ const COMPLETE_ABI: libc::c_long = 6;
 /// Among the errata: threads of a process may signal each other.
 const SCOPED_SIGNALS: libc::c_long = 1 << 1;
 
-/// Whether the kernel has a Landlock that the monitor calls complete; where it has not, says that a test is left out.
+/// Whether the kernel has a Landlock that the monitor calls complete; where it has not, says so, since tests are
+/// left out then.
 pub fn is_complete() -> bool {
     const LANDLOCK_CREATE_RULESET_VERSION: u32 = 1;
     const LANDLOCK_CREATE_RULESET_ERRATA: u32 = 2;
@@ -20,7 +21,7 @@ pub fn is_complete() -> bool {
     let complete = version >= COMPLETE_ABI && errata & SCOPED_SIGNALS != 0;
     if !complete {
         eprintln!(
-            "skipped: this kernel has no Landlock of ABI version {COMPLETE_ABI} that restricts signals"
+            "without Landlock: this kernel has none of ABI version {COMPLETE_ABI} that restricts signals"
         );
     }
     complete
