@@ -62,7 +62,7 @@ impl Api {
     }
 
     /// An empty disk in the test's folder.
-    fn disk(&self, name: &str) -> PathBuf {
+    pub fn disk(&self, name: &str) -> PathBuf {
         let path = self.path(name);
         File::create(&path).unwrap().set_len(1 << 20).unwrap();
         path
@@ -130,7 +130,7 @@ impl Api {
 
     /// The value of one metric.
     #[track_caller]
-    fn metric(&self, name: &str) -> u64 {
+    pub fn metric(&self, name: &str) -> u64 {
         let text = self.call("GET", "/metrics", &Value::Null).body;
         let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         value.unwrap_or_else(|| panic!("{name} is not in {text}")).parse().unwrap()
