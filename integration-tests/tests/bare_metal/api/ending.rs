@@ -1,39 +1,42 @@
 //! The end of the process: by a signal in every phase, by the guest while clients wait, and what it leaves behind.
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use kindling_integration_tests::harness::{Connection, scaled};
 use serde_json::json;
 
 use super::Api;
+use crate::process::LIMIT;
 
-/// Starts clients that ask for one thing after the other until there is nobody to answer, runs `act`, and returns how many
-/// answers there were.
-fn while_asked(connections: [Connection; 4], act: impl FnOnce()) -> usize {
+/// Starts clients that ask for one thing after the other until there is nobody to answer, and runs `act` when each has had
+/// an answer.
+fn while_asked(connections: [Connection; 4], act: impl FnOnce()) {
     let acted = AtomicBool::new(false);
+    let (answered, answers) = mpsc::channel();
     std::thread::scope(|scope| {
-        let clients: Vec<_> = connections
-            .into_iter()
-            .map(|mut connection| {
-                let acted = &acted;
-                scope.spawn(move || {
-                    let mut answers = 0;
-                    // The end is a connection that closes, between answers or in place of one.
-                    while let Ok((status, _)) = connection.request("GET", "/vm/config", "") {
-                        assert!(matches!(status, 200 | 503), "{status}");
-                        answers += 1;
-                    }
-                    assert!(acted.load(Ordering::SeqCst), "the connection closed before the end");
-                    answers
-                })
-            })
-            .collect();
-        std::thread::sleep(Duration::from_millis(50));
+        for mut connection in connections {
+            let (acted, answered) = (&acted, answered.clone());
+            scope.spawn(move || {
+                let mut ask = || {
+                    let (status, _) = connection.request("GET", "/vm/config", "")?;
+                    assert!(matches!(status, 200 | 503), "{status}");
+                    std::io::Result::Ok(())
+                };
+                ask().unwrap();
+                answered.send(()).unwrap();
+                // The end is a connection that closes, between answers or in place of one.
+                while ask().is_ok() {}
+                assert!(acted.load(Ordering::SeqCst), "the connection closed before the end");
+            });
+        }
+        let all_answered = (0..4).all(|_| answers.recv_timeout(scaled(LIMIT)).is_ok());
         acted.store(true, Ordering::SeqCst);
         act();
-        clients.into_iter().map(|client| client.join().unwrap()).sum()
-    })
+        // Not before: the clients would ask for ever.
+        assert!(all_answered, "a client had no answer");
+    });
 }
 
 #[test]
@@ -68,8 +71,7 @@ fn sigterm_ends_the_process_in_every_phase_and_leaves_the_sockets() {
 fn a_guest_that_powers_off_ends_the_process_though_clients_ask() {
     let mut api = Api::running("echo", "ready");
     let mut events = api.client.events("/events").unwrap();
-    let answers = while_asked([(); 4].map(|()| api.connect()), || api.vmm.write("q\n"));
-    assert!(answers > 0);
+    while_asked([(); 4].map(|()| api.connect()), || api.vmm.write("q\n"));
     let event = events.next_event().unwrap().unwrap();
     assert_eq!((&event["event"], &event["exit_code"]), (&json!("ended"), &json!(0)));
     assert_eq!(events.next_event().unwrap(), None);
