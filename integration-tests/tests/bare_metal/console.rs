@@ -3,10 +3,12 @@
 use std::fs::File;
 use std::io::{PipeReader, Read};
 use std::os::fd::AsRawFd;
-use std::process::{ChildStdout, Stdio};
-use std::time::Duration;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
 
-use crate::process::{Vmm, finish, finish_run, run};
+use kindling_integration_tests::harness::scaled;
+
+use crate::process::{Vmm, finish, finish_run, run, until};
 
 /// What the guest's scenario `flood` prints.
 fn flood(kib: u32) -> String {
@@ -50,12 +52,13 @@ fn output_arrives_whole_at_a_reader_that_pauses() {
     assert_whole(&ended.output, &flood(96));
 }
 
-/// Reads a page after long pauses from a pipe that holds no more, so that the guest is ahead most of the time.
+/// Reads a page after pauses from a pipe that holds no more, so that the guest is ahead most of the time. They are far
+/// shorter than what has the monitor give a reader up.
 struct Slow(PipeReader);
 
 impl Read for Slow {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        std::thread::sleep(Duration::from_millis(300));
+        std::thread::sleep(Duration::from_millis(100));
         self.0.read(&mut buffer[..4096])
     }
 }
@@ -79,14 +82,20 @@ fn output_arrives_whole_in_the_file_of_the_serial_option() {
 
 #[test]
 fn output_that_nobody_reads_does_not_keep_the_process_from_ending() {
-    let mut unread = None;
-    let mut vmm = Vmm::start_with(&mut run("flood kib=1048576", &[]), |stdout| {
-        unread = stdout;
-        None::<ChildStdout>
+    let (_unread, writer) = std::io::pipe().unwrap();
+    let mut vmm = Vmm::start(run("flood kib=1048576", &[]).stdout(writer.try_clone().unwrap()));
+    until("the pipe is full", || {
+        let mut pipe = libc::pollfd { fd: writer.as_raw_fd(), events: libc::POLLOUT, revents: 0 };
+        // SAFETY: poll is given one structure, which lives across the call.
+        unsafe { libc::poll(&raw mut pipe, 1, 0) == 0 }
     });
+    // The port is full soon, too, and the reader is given up a second later.
     std::thread::sleep(Duration::from_secs(3));
+    let start = Instant::now();
     vmm.signal(libc::SIGTERM);
-    vmm.end(143);
+    let ended = vmm.end(143);
+    assert!(ended.errors.contains("bytes of console output found no reader"), "{ended:?}");
+    assert!(start.elapsed() < scaled(Duration::from_secs(20)), "the end took {:?}", start.elapsed());
 }
 
 #[test]
