@@ -64,15 +64,16 @@ fn a_hundred_thousand_requests_leave_nothing_behind_and_the_guest_alone() {
             }
         }
     };
-    ask(REQUESTS / 20);
-    let (files, memory) = (api.open_files().len(), resident(&api));
     let (beats, start) = (heart.beats(&api).len(), Instant::now());
+    // Enough for the allocator to have what it wants.
+    ask(REQUESTS / 2);
+    let (files, memory) = (api.open_files().len(), resident(&api));
     ask(REQUESTS);
     let took = start.elapsed();
     until("old connections are closed", || api.open_files().len() <= files);
     let grown = resident(&api).saturating_sub(memory);
-    // Less than two bytes a request: what is left of the allocator's, and not of the requests.
-    assert!(grown <= 128 << 10, "{grown} bytes more than the {memory} after the first requests");
+    // Less than three bytes a request: what is left of the allocator's, and not of the requests.
+    assert!(grown <= 128 << 10, "{grown} bytes more than the {memory} after half of the requests");
 
     let beats = &heart.beats(&api)[beats..];
     let longest = beats.iter().map(|beat| beat.gap).max().unwrap();
