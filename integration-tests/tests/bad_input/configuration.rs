@@ -3,7 +3,6 @@
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
 
 use kindling_integration_tests::harness::Vmm;
 
@@ -97,10 +96,11 @@ fn serial_port_at_a_socket_that_exists() {
 #[test]
 fn path_for_metrics_that_is_no_text() {
     let path = OsStr::from_bytes(b"/tmp/\xff");
-    let socket = OsStr::new("/tmp/never-made");
-    let arguments = ["--api-sock".as_ref(), socket, "--metrics-path".as_ref(), path];
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("s");
+    let arguments = ["--api-sock".as_ref(), socket.as_os_str(), "--metrics-path".as_ref(), path];
     assert_eq!(refused(arguments, BAD_CONFIGURATION, "metrics.metrics_path: "), "must be UTF-8");
-    assert!(!Path::new(socket).exists());
+    assert!(!socket.exists());
 }
 
 #[test]

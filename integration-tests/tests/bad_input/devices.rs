@@ -57,7 +57,7 @@ fn options_that_describe_no_device() {
             "--net: network-interfaces[0].host_dev_name: ",
             "15",
         ),
-        ("--net tap=lo", BAD_CONFIGURATION, "--net: network-interfaces[0].host_dev_name: ", "lo"),
+        ("--net tap=lo", BAD_CONFIGURATION, "--net: network-interfaces[0].host_dev_name: ", "tap lo: "),
         ("--net tap=t,mtu=67", BAD_CONFIGURATION, "--net: network-interfaces[0].mtu: ", "68 and 65535"),
         ("--vsock cid=3", BAD_ARGUMENTS, "", "cid=N,path=PATH"),
         ("--vsock cid=2,path=@/socket", BAD_CONFIGURATION, "--vsock: guest_cid: ", "got 2"),
