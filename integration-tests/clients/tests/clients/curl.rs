@@ -3,7 +3,7 @@
 
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use kindling_integration_tests::harness::{Process, Tap, on_host, scaled};
 use kindling_integration_tests::run::die_with_parent;
@@ -90,7 +90,7 @@ fn run(setup: &Setup) {
     let deadline = Instant::now() + scaled(SOON);
     while !socket.exists() {
         assert!(Instant::now() < deadline && monitor.status().unwrap().is_none(), "there is no socket");
-        std::thread::yield_now();
+        std::thread::sleep(Duration::from_millis(5));
     }
 
     let terminal = Terminal { socket: &socket };
