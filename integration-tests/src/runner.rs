@@ -34,7 +34,7 @@ pub const HOST_CPUS: u32 = 1;
 /// Emulated memory of a nested host in MiB: room for its RAM disk and some guests.
 pub const HOST_MEMORY_MIB: u32 = 4096;
 
-const LIMITS: Limits = Limits { silence: Duration::from_secs(60), total: Duration::from_secs(1800) };
+const LIMITS: Limits = Limits { silence: Duration::from_secs(60), total: Duration::from_secs(3600) };
 
 /// Guests and `vmm`, ready to use.
 #[derive(Clone, Debug)]

@@ -89,7 +89,7 @@ impl Tap {
     }
 
     /// The namespace, as a file.
-    pub(super) fn path(&self) -> PathBuf {
+    pub fn path(&self) -> PathBuf {
         Path::new("/run/netns").join(&self.namespace)
     }
 

@@ -1,8 +1,8 @@
-//! Every way into a stock kernel, with and without an initial RAM disk.
+//! Every way into a stock kernel, with and without an initial RAM disk, and its modules.
 
 use kindling_integration_tests::harness::{Guest, Kernel};
 
-use super::{BOOT_LIMIT, ready};
+use super::{BOOT_LIMIT, output, ready};
 
 /// What the kernel notes of its loader: `type_of_loader` of the boot protocol, with the version in its low digit.
 /// Through PVH Linux fills in 0xb0 by itself, else it is 0xff, "no assigned id", from us.
@@ -16,9 +16,12 @@ fn loader(guest: &mut Guest) -> String {
 }
 
 #[test]
-fn elf_kernel_is_entered_through_pvh() {
-    let mut guest = ready(Guest::builder().kernel(Kernel::Elf));
+fn elf_kernel_is_entered_through_pvh_with_its_whole_command_line() {
+    let long = format!("kindling.test={}", "x".repeat(1000));
+    let mut guest = ready(Guest::builder().kernel(Kernel::Elf).cmdline_extra(&long));
     assert_eq!(loader(&mut guest), LOADER_PVH);
+    let output = guest.run("cat /proc/cmdline").unwrap();
+    assert!(output.stdout.trim_end().ends_with(&long), "{output:?}");
 }
 
 #[test]
@@ -34,14 +37,6 @@ fn bzimage_boots() {
     assert_eq!(loader(&mut guest), LOADER_LINUX64);
     let output = guest.run("uname -sm").unwrap();
     assert_eq!((output.stdout.as_str(), output.code), ("Linux x86_64\n", 0));
-}
-
-#[test]
-fn command_line_arrives_whole() {
-    let long = format!("kindling.test={}", "x".repeat(1000));
-    let mut guest = ready(Guest::builder().cmdline_extra(&long));
-    let output = guest.run("cat /proc/cmdline").unwrap();
-    assert!(output.stdout.trim_end().ends_with(&long), "{output:?}");
 }
 
 #[test]
@@ -67,4 +62,26 @@ fn config_file_boots_the_same_guest() {
     std::fs::write(&path, config.to_string()).unwrap();
     let mut guest = ready(Guest::builder().config_file(&path));
     assert_eq!(guest.run("nproc").unwrap().stdout, "2\n");
+}
+
+const MODULES: [&str; 6] =
+    ["virtio_mmio", "virtio_blk", "virtio_net", "vmw_vsock_virtio_transport", "virtio_balloon", "virtio_rng"];
+
+#[test]
+fn guest_loads_the_modules_its_command_line_names() {
+    let mut guest = ready(Guest::builder().modules(&MODULES));
+    let loaded = output(&mut guest, "cut -d ' ' -f 1 /proc/modules");
+    for name in MODULES.iter().chain(&["virtio", "virtio_ring", "net_failover", "vsock"]) {
+        assert!(loaded.lines().any(|line| line == *name), "{name}: {loaded}");
+    }
+    assert!(output(&mut guest, "cat /proc/filesystems").contains("\text4"));
+}
+
+#[test]
+fn guest_loads_a_module_when_a_command_asks_for_it() {
+    let mut guest = ready(Guest::builder());
+    assert_eq!(output(&mut guest, "cat /proc/modules"), "");
+    output(&mut guest, "modprobe virtio_blk && modprobe ext4");
+    let loaded = output(&mut guest, "cut -d ' ' -f 1 /proc/modules | sort");
+    assert_eq!(loaded.lines().collect::<Vec<_>>(), ["virtio", "virtio_blk", "virtio_ring"]);
 }

@@ -54,7 +54,7 @@ fn guest_goes_on_when_its_input_is_closed() {
 
 /// A guest on a terminal, which it has to itself.
 fn guest_at_a_terminal() -> Guest {
-    let guest = ready(Guest::builder().stdio(Stdio::Pty));
+    let guest = ready(Guest::builder().cpus(2).stdio(Stdio::Pty));
     let settings = guest.terminal().unwrap();
     assert!(!settings.echoes() && !settings.edits_lines(), "the terminal is raw while the guest runs");
     guest
@@ -75,7 +75,7 @@ fn terminal_is_restored_after_poweroff() {
 }
 
 #[test]
-fn terminal_is_restored_after_sigterm() {
+fn sigterm_ends_the_guest_with_a_code_of_its_own_and_restores_the_terminal() {
     let mut guest = guest_at_a_terminal();
     guest.signal(libc::SIGTERM).unwrap();
     assert_eq!(guest.wait_exit(END_LIMIT).unwrap().code(), Some(143));

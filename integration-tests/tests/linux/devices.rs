@@ -24,48 +24,53 @@ fn echo_over_vsock(path: &Path) {
 }
 
 #[test]
-fn a_hanging_disk_leaves_network_sockets_console_and_shutdown_alone() {
-    for engine in ["sync", "async"] {
-        let folder = files::scratch().unwrap();
-        let tap = Tap::new("10.0.0.1/24", &[]).unwrap();
-        let hanging = HangingDisk::new(folder.path()).unwrap();
-        let vsock = folder.path().join("v.sock");
-        let mut guest = ready(
-            with_root()
-                .modules(&ALL)
-                .tap(&tap)
-                .arg("--disk")
-                .arg(format!("{},engine={engine}", hanging.path().display()))
-                .arg("--net")
-                .arg(format!("tap={}", Tap::NAME))
-                .arg("--vsock")
-                .arg(format!("cid=3,path={}", vsock.display()))
-                .arg("--rng"),
-        );
-        // Dropped before the guest: nothing that waits for the disk holds up the end of a test that fails.
-        let hanging = hanging;
-        output(&mut guest, "ip link set eth0 up && ip address add 10.0.0.2/24 dev eth0");
-        output(&mut guest, "socat VSOCK-LISTEN:5000,fork PIPE >/dev/null 2>&1 &");
-        let read = "dd if=/dev/vdb of=/dev/null bs=4096 count=1 iflag=direct";
-        output(&mut guest, &format!("{read} 2>/dev/null"));
-
-        hanging.hang();
-        output(&mut guest, &format!("{read} skip=1 >/dev/null 2>&1 &"));
-        output(&mut guest, "sleep 1; pidof dd");
-        output(&mut guest, "ping -c 3 -W 10 10.0.0.1");
-        echo_over_vsock(&vsock);
-        assert_eq!(output(&mut guest, "dd if=/dev/hwrng bs=16 count=1 2>/dev/null | wc -c"), "16");
-        // The other disk.
-        output(&mut guest, "dd if=/dev/vda of=/dev/null bs=1M count=4 iflag=direct 2>/dev/null");
-        output(&mut guest, "pidof dd");
-
-        let asked = Instant::now();
-        guest.signal(libc::SIGTERM).unwrap();
-        let ended = guest.wait_exit(Duration::from_secs(20));
-        drop(hanging);
-        assert_eq!(ended.unwrap().code(), Some(143), "{engine}: {}", guest.console());
-        println!("{engine}: ended {:?} after SIGTERM", asked.elapsed());
+fn hanging_disks_leave_network_sockets_console_and_shutdown_alone() {
+    let folder = files::scratch().unwrap();
+    let tap = Tap::new("10.0.0.1/24", &[]).unwrap();
+    let hanging = ["sync", "async"].map(|engine| {
+        let folder = folder.path().join(engine);
+        std::fs::create_dir(&folder).unwrap();
+        (engine, HangingDisk::new(&folder).unwrap())
+    });
+    let vsock = folder.path().join("v.sock");
+    let with_disks = hanging.iter().fold(with_root(), |builder, (engine, disk)| {
+        builder.arg("--disk").arg(format!("{},engine={engine}", disk.path().display()))
+    });
+    let mut guest = ready(
+        with_disks
+            .modules(&ALL)
+            .tap(&tap)
+            .arg("--net")
+            .arg(format!("tap={}", Tap::NAME))
+            .arg("--vsock")
+            .arg(format!("cid=3,path={}", vsock.display()))
+            .arg("--rng"),
+    );
+    // Dropped before the guest: nothing that waits for a disk holds up the end of a test that fails.
+    let hanging = hanging;
+    output(&mut guest, "ip link set eth0 up && ip address add 10.0.0.2/24 dev eth0");
+    output(&mut guest, "socat VSOCK-LISTEN:5000,fork PIPE >/dev/null 2>&1 &");
+    let read = |name| format!("dd if=/dev/{name} of=/dev/null bs=4096 count=1 iflag=direct");
+    for ((_, disk), name) in hanging.iter().zip(["vdb", "vdc"]) {
+        output(&mut guest, &format!("{} 2>/dev/null", read(name)));
+        disk.hang();
+        output(&mut guest, &format!("{} skip=1 >/dev/null 2>&1 &", read(name)));
     }
+    let both_wait = "[ $(pidof dd | wc -w) = 2 ]";
+    output(&mut guest, &format!("sleep 1; {both_wait}"));
+    output(&mut guest, "ping -c 3 -W 10 10.0.0.1");
+    echo_over_vsock(&vsock);
+    assert_eq!(output(&mut guest, "dd if=/dev/hwrng bs=16 count=1 2>/dev/null | wc -c"), "16");
+    // The other disk.
+    output(&mut guest, "dd if=/dev/vda of=/dev/null bs=1M count=4 iflag=direct 2>/dev/null");
+    output(&mut guest, both_wait);
+
+    let asked = Instant::now();
+    guest.signal(libc::SIGTERM).unwrap();
+    let ended = guest.wait_exit(Duration::from_secs(20));
+    drop(hanging);
+    assert_eq!(ended.unwrap().code(), Some(143), "{}", guest.console());
+    println!("ended {:?} after SIGTERM", asked.elapsed());
 }
 
 #[test]

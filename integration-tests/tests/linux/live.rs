@@ -3,15 +3,18 @@
 use std::fs;
 use std::net::UdpSocket;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kindling_api::client::Client;
-use kindling_integration_tests::harness::{Guest, Tap, files};
+use kindling_integration_tests::harness::{Guest, Tap, files, scaled};
 use serde_json::{Value, json};
 
 use super::blk::{MIB, disk};
 use super::memory::{touch, wait_resident};
 use super::{END_LIMIT, output, ready, with_root};
+
+/// For what the guest does when it is told of a change.
+const LIMIT: Duration = Duration::from_secs(60);
 
 pub fn patch(client: &Client, path: &str, body: &Value) {
     client.patch(path, body).unwrap().success().unwrap();
@@ -23,21 +26,23 @@ pub fn get(client: &Client, path: &str) -> Value {
 
 /// Waits until what `path` replies is as wanted.
 fn wait_for(client: &Client, path: &str, is_wanted: impl Fn(&Value) -> bool) -> Value {
-    for _ in 0..150 {
+    let end = Instant::now() + scaled(LIMIT);
+    loop {
         let reply = get(client, path);
         if is_wanted(&reply) {
             return reply;
         }
+        assert!(Instant::now() < end, "{path} stays {reply}");
         std::thread::sleep(Duration::from_millis(200));
     }
-    panic!("{path} stays {}", get(client, path))
 }
 
-/// Asserts that a rate is within 10 % of its limit.
+/// Asserts that a rate is within 10 % of its limit, in one of three tries: a machine that others use may stand still in one.
 #[track_caller]
-fn near(what: &str, measured: f64, limit: f64) {
-    println!("{what}: {measured:.0} of {limit:.0}");
-    assert!(is_near(measured, limit), "{what}: {measured:.0}, and the limit is {limit:.0}");
+fn near(what: &str, limit: f64, measure: impl FnMut(u32) -> f64) {
+    let rates: Vec<f64> = (0..3).map(measure).take_while(|rate| !is_near(*rate, limit)).collect();
+    println!("{what}: {limit:.0} after {rates:.0?}");
+    assert!(rates.len() < 3, "{what}: {rates:.0?}, and the limit is {limit:.0}");
 }
 
 fn is_near(measured: f64, limit: f64) -> bool {
@@ -46,10 +51,9 @@ fn is_near(measured: f64, limit: f64) -> bool {
 
 /// Seconds that a command takes by the guest's clock.
 fn seconds(guest: &mut Guest, command: &str) -> f64 {
-    let now = "cut -d ' ' -f 1 /proc/uptime";
-    let times = output(guest, &format!("{now}; {command} >/dev/null 2>&1; {now}"));
-    let times: Vec<f64> = times.lines().map(|line| line.parse().unwrap()).collect();
-    times[1] - times[0]
+    let said = output(guest, &format!("time -p {command} 2>&1"));
+    let took = said.lines().find_map(|line| line.strip_prefix("real "));
+    took.unwrap_or_else(|| panic!("{said}")).parse().unwrap()
 }
 
 /// A bucket of so much a second, half of which it holds: a busy machine may stand still for a while without any being
@@ -81,22 +85,24 @@ fn a_drive_gets_another_file_and_other_limits_while_it_is_used() {
     );
     assert_eq!(get(&client, "/vm/config")["drives"][1]["path_on_host"], json!(second));
 
-    let read = "dd if=/dev/vdb of=/dev/null bs=64k count=128 iflag=direct";
+    let read = "dd if=/dev/vdb of=/dev/null bs=64k count=64 iflag=direct";
     let limit = |bandwidth: Value, ops: Value| {
         let limiter = json!({"bandwidth": bandwidth, "ops": ops});
         patch(&client, "/drives/data", &json!({"drive_id": "data", "rate_limiter": limiter}));
     };
     let none = json!({"size": 0, "refill_time": 0});
-    limit(bucket(MIB), none.clone());
     // The bucket is full at first.
-    let limited = seconds(&mut guest, read);
-    near("bytes read a second", 7.5 * MIB as f64 / limited, MIB as f64);
-    limit(none.clone(), bucket(30));
-    let reads = seconds(&mut guest, "dd if=/dev/vdb of=/dev/null bs=4k count=120 iflag=direct");
-    near("reads a second", 105.0 / reads, 30.0);
+    near("bytes read a second", MIB as f64, |_| {
+        limit(bucket(MIB), none.clone());
+        3.5 * MIB as f64 / seconds(&mut guest, read)
+    });
+    near("reads a second", 30.0, |_| {
+        limit(none.clone(), bucket(30));
+        105.0 / seconds(&mut guest, "dd if=/dev/vdb of=/dev/null bs=4k count=120 iflag=direct")
+    });
     limit(none.clone(), none);
     let free = seconds(&mut guest, read);
-    assert!(free < limited / 2.0, "{free} s without a limit, {limited} s with one");
+    assert!(free < 3.5 / 2.0, "{free} s without a limit, 3.5 s with one");
     power_button_and_reset(&mut guest, &client);
 }
 
@@ -185,19 +191,20 @@ impl Drop for Ends<'_> {
 /// of guest and host move apart meanwhile. How exact limits are is for the tests of guests without an operating system.
 #[track_caller]
 fn settles_at(guest: &mut Guest, direction: &str, limit: f64) {
-    output(guest, "sleep 3");
+    const TRIES: usize = 12;
+    output(guest, "sleep 1");
     let rates: Vec<f64> =
-        (0..6).map(|_| rate(guest, direction)).take_while(|rate| !is_near(*rate, limit)).collect();
+        (0..TRIES).map(|_| rate(guest, direction)).take_while(|rate| !is_near(*rate, limit)).collect();
     println!("{direction}: {limit:.0} bytes a second after {rates:.0?}");
     let mean = rates.iter().sum::<f64>() / rates.len() as f64;
-    let settled = rates.len() < 6 || (0.7..1.3).contains(&(mean / limit));
+    let settled = rates.len() < TRIES || (0.7..1.3).contains(&(mean / limit));
     assert!(settled, "{direction}: {rates:.0?}, and the limit is {limit:.0}");
 }
 
 /// Bytes a second in one direction, as the guest's driver counts them.
 fn rate(guest: &mut Guest, direction: &str) -> f64 {
     let count = format!("cut -d ' ' -f 1 /proc/uptime; cat /sys/class/net/eth0/statistics/{direction}_bytes");
-    let counts = output(guest, &format!("{count}; sleep 4; {count}"));
+    let counts = output(guest, &format!("{count}; sleep 2; {count}"));
     let counts: Vec<f64> = counts.lines().map(|line| line.parse().unwrap()).collect();
     (counts[3] - counts[1]) / (counts[2] - counts[0])
 }
@@ -208,7 +215,7 @@ fn the_balloon_takes_and_gives_back_memory_and_tells_of_it() {
     let socket = folder.path().join("api");
     let mut guest = ready(
         Guest::builder()
-            .memory("512M")
+            .memory("256M")
             .modules(&["virtio_mmio", "virtio_balloon"])
             .arg("--balloon")
             .arg("0,stats=1,hinting")
@@ -216,42 +223,49 @@ fn the_balloon_takes_and_gives_back_memory_and_tells_of_it() {
             .arg(&socket),
     );
     let client = Client::new(&socket);
-    touch(&mut guest, 400);
-    let full = wait_resident(&guest, "after all memory was touched", |bytes| bytes > 400 * MIB);
+    touch(&mut guest, 150);
+    let full = wait_resident(&guest, "after much memory was touched", |bytes| bytes > 150 * MIB);
 
     // What is free is taken from the guest's memory when it is told of, and the guest gets it back.
     patch(&client, "/balloon/hinting/start", &json!({"acknowledge_on_stop": true}));
     let status = wait_for(&client, "/balloon/hinting/status", |status| status["guest_cmd"] == 0);
     assert_eq!(status["host_cmd"], 1, "acknowledged: {status}");
-    wait_resident(&guest, "with hinting", |bytes| bytes + 300 * MIB < full);
+    wait_resident(&guest, "with hinting", |bytes| bytes + 100 * MIB < full);
+    // Not acknowledged, it stays with the host until that stops.
+    let mut free = |is: &str| {
+        let look = "awk '/MemFree/ {print $2}' /proc/meminfo";
+        output(&mut guest, &format!("until [ $({look}) {is} ]; do sleep 0.2; done"));
+    };
     patch(&client, "/balloon/hinting/start", &json!({"acknowledge_on_stop": false}));
-    let status = wait_for(&client, "/balloon/hinting/status", |status| status["guest_cmd"] == 0);
+    free("-lt 60000");
+    let status = get(&client, "/balloon/hinting/status");
     assert!(status["host_cmd"].as_u64().unwrap() > 1, "{status}");
     patch(&client, "/balloon/hinting/stop", &json!({}));
     assert_eq!(get(&client, "/balloon/hinting/status")["host_cmd"], 1);
+    free("-gt 120000");
 
-    touch(&mut guest, 400);
+    touch(&mut guest, 150);
     wait_resident(&guest, "after memory was touched again", |bytes| bytes + 30 * MIB > full);
-    patch(&client, "/balloon", &json!({"amount_mib": 256}));
-    wait_resident(&guest, "with the balloon", |bytes| bytes + 240 * MIB < full);
-    let statistics = wait_for(&client, "/balloon/statistics", |reply| reply["actual_mib"] == 256);
-    assert_eq!((&statistics["target_mib"], &statistics["target_pages"]), (&json!(256), &json!(65_536)));
-    assert_eq!(get(&client, "/balloon")["amount_mib"], 256);
+    patch(&client, "/balloon", &json!({"amount_mib": 128}));
+    wait_resident(&guest, "with the balloon", |bytes| bytes + 100 * MIB < full);
+    let statistics = wait_for(&client, "/balloon/statistics", |reply| reply["actual_mib"] == 128);
+    assert_eq!((&statistics["target_mib"], &statistics["target_pages"]), (&json!(128), &json!(32_768)));
+    assert_eq!(get(&client, "/balloon")["amount_mib"], 128);
 
     patch(&client, "/balloon/statistics", &json!({"stats_polling_interval_s": 2}));
     patch(&client, "/balloon", &json!({"amount_mib": 0}));
     wait_for(&client, "/balloon/statistics", |reply| reply["actual_mib"] == 0);
-    // Told once since all memory was back.
-    output(&mut guest, "sleep 3");
-    let statistics = get(&client, "/balloon/statistics");
+    // What was told before is of less memory.
     for (told, name) in
         [("total_memory", "MemTotal"), ("free_memory", "MemFree"), ("available_memory", "MemAvailable")]
     {
         let own = output(&mut guest, &format!("awk '/{name}:/ {{print $2}}' /proc/meminfo"));
-        let (told, own) = (statistics[told].as_u64().unwrap(), own.parse::<u64>().unwrap() << 10);
-        assert!(told.abs_diff(own) < 16 * MIB, "{name}: {told} told, {own} in the guest");
+        let own = own.parse::<u64>().unwrap() << 10;
+        wait_for(&client, "/balloon/statistics", |reply| {
+            reply[told].as_u64().unwrap().abs_diff(own) < 16 * MIB
+        });
     }
-    touch(&mut guest, 400);
+    touch(&mut guest, 150);
     super::power_off(&mut guest);
     assert!(!socket.exists());
 }

@@ -6,7 +6,7 @@ use super::{output, ready};
 
 /// The values of `key` in /proc/cpuinfo, one per processor.
 fn cpuinfo(guest: &mut Guest, key: &str) -> Vec<String> {
-    let text = output(guest, "cat /proc/cpuinfo");
+    let text = output(guest, &format!("grep '^{key}' /proc/cpuinfo"));
     let value = |line: &str| {
         let (name, value) = line.split_once(':')?;
         (name.trim() == key).then(|| value.trim().to_owned())
@@ -19,7 +19,7 @@ fn numbers(range: std::ops::Range<u32>) -> Vec<String> {
 }
 
 /// All processors are online, each a core of its own in one package, with APIC ids from 0 on.
-fn processors_are_cores(count: u32) {
+fn processors_are_cores(count: u32) -> Guest {
     let mut guest = ready(Guest::builder().cpus(count).memory("512M"));
     assert_eq!(output(&mut guest, "nproc"), count.to_string());
     let all = count as usize;
@@ -30,11 +30,7 @@ fn processors_are_cores(count: u32) {
     assert_eq!(cpuinfo(&mut guest, "physical id"), vec!["0"; all]);
     assert_eq!(cpuinfo(&mut guest, "siblings"), vec![count.to_string(); all]);
     assert_eq!(cpuinfo(&mut guest, "cpu cores"), vec![count.to_string(); all]);
-}
-
-#[test]
-fn one_processor_is_online_as_one_core() {
-    processors_are_cores(1);
+    guest
 }
 
 #[test]
@@ -58,8 +54,8 @@ fn with_smt_two_processors_share_a_core() {
 }
 
 #[test]
-fn processors_offer_no_virtualization_and_keep_time_without_calibration() {
-    let mut guest = ready(Guest::builder());
+fn one_processor_is_one_core_offers_no_virtualization_and_keeps_time_without_calibration() {
+    let mut guest = processors_are_cores(1);
     let flags = cpuinfo(&mut guest, "flags").concat();
     let flags: Vec<&str> = flags.split(' ').collect();
     assert!(!flags.contains(&"svm") && !flags.contains(&"vmx"), "{flags:?}");
@@ -67,12 +63,9 @@ fn processors_offer_no_virtualization_and_keep_time_without_calibration() {
     assert!(flags.contains(&"hypervisor"), "{flags:?}");
     let clock = output(&mut guest, "cat /sys/devices/system/clocksource/clocksource0/current_clocksource");
     assert!(clock == "kvm-clock" || clock == "tsc", "{clock}");
-    let log = output(&mut guest, "dmesg");
-    let calibrations: Vec<_> =
-        log.lines().filter(|line| line.to_ascii_lowercase().contains("calibrat")).collect();
     // The kernel says at least this of its delay loop.
-    assert!(!calibrations.is_empty(), "{log}");
-    assert!(calibrations.iter().all(|line| line.contains("skipped")), "{calibrations:?}");
+    let calibrations = output(&mut guest, "dmesg | grep -i calibrat");
+    assert!(calibrations.lines().all(|line| line.contains("skipped")), "{calibrations}");
 }
 
 /// Physical ranges of RAM in /proc/iomem.
@@ -124,8 +117,7 @@ fn kernel_finds_nothing_to_complain_about() {
     let errors =
         output(&mut guest, "dmesg -r | grep '^<[0-3]>' | grep -v 'No config space access function' || true");
     assert_eq!(errors, "");
-    let log = output(&mut guest, "dmesg");
-    for complaint in ["ACPI BIOS Error", "Firmware Bug", "spurious", "nobody cared"] {
-        assert!(!log.contains(complaint), "{complaint}: {log}");
-    }
+    let complaints =
+        output(&mut guest, "dmesg | grep -E 'ACPI BIOS Error|Firmware Bug|spurious|nobody cared' || true");
+    assert_eq!(complaints, "");
 }

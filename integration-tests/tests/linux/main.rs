@@ -9,6 +9,7 @@ mod confinement;
 mod console;
 mod devices;
 mod ending;
+mod host;
 mod live;
 mod machine;
 mod memory;
@@ -16,7 +17,6 @@ mod metadata;
 mod net;
 mod pause;
 mod power_button;
-mod tools;
 mod vsock;
 
 use std::time::Duration;

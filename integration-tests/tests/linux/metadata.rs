@@ -1,5 +1,7 @@
 //! The metadata service as programs in a guest use it, and as the host changes it meanwhile.
 
+use std::time::Duration;
+
 use kindling_api::client::Client;
 use kindling_integration_tests::harness::{Guest, Tap, default_cmdline, files, image};
 use serde_json::{Value, json};
@@ -104,8 +106,9 @@ fn version_2_answers_who_asked_for_a_token_before() {
     assert_eq!(curl(guest, &format!("-X PUT {SERVICE}/latest/api/token {forwarded}")).0, "400");
 
     let short = format!("-X PUT {SERVICE}/latest/api/token -H 'X-metadata-token-ttl-seconds: 1'");
-    let (_, token) = curl(guest, &short);
-    output(guest, "sleep 3");
+    let (status, token) = curl(guest, &short);
+    assert_eq!(status, "200", "{token}");
+    output(guest, "sleep 2");
     assert_eq!(curl(guest, &format!("-H 'X-metadata-token: {token}' {path}")).0, "401");
     // Other traffic goes its way.
     output(guest, &format!("ping -c 3 -W 10 {HOST}"));
@@ -123,10 +126,10 @@ fn version_1_gives_a_large_document_to_many_at_once() {
     let sum = output(guest, &format!("curl -s --max-time 50 {SERVICE}/large | sha256sum"));
     assert_eq!(sum[..64], expected);
     let script = format!(
-        "for i in $(seq 50); do (curl -s --max-time 50 {SERVICE}/large | sha256sum) > /tmp/sum$i 2>&1 & done; wait; \
+        "for i in $(seq 50); do (curl -s --max-time 280 {SERVICE}/large | sha256sum) > /tmp/sum$i 2>&1 & done; wait; \
          cat /tmp/sum* | sort | uniq -c"
     );
-    let sums = output(guest, &script);
+    let sums = guest.run_within(&script, Duration::from_secs(300)).unwrap().stdout;
     assert_eq!(sums.split_whitespace().take(2).collect::<Vec<_>>(), ["50", &expected], "{sums}");
     let refused = client.put("/mmds", &json!({"larger": "y".repeat(60_000)})).unwrap();
     assert_eq!(refused.status, 413);
