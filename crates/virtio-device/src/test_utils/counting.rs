@@ -1,45 +1,41 @@
 //! An allocator that counts, for tests of what is allocated.
 
 use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::cell::Cell;
 
-/// The system's allocator, which counts as well. For a test that is alone in its process: `#[global_allocator]` counts all
-/// that happens there.
-#[derive(Debug, Default)]
-pub struct CountingAllocator {
-    bytes: AtomicUsize,
-    calls: AtomicUsize,
+thread_local! {
+    static BYTES: Cell<isize> = const { Cell::new(0) };
+    static CALLS: Cell<usize> = const { Cell::new(0) };
 }
+
+/// The system's allocator, which counts for each thread as well: what a test does itself, and nothing that the program around it
+/// does meanwhile. To be the `#[global_allocator]`.
+#[derive(Debug, Default)]
+pub struct CountingAllocator;
 
 impl CountingAllocator {
-    /// One that has counted nothing.
-    #[must_use]
-    pub const fn new() -> Self {
-        Self { bytes: AtomicUsize::new(0), calls: AtomicUsize::new(0) }
+    /// Bytes that the calling thread has allocated, less those that it has freed.
+    pub fn bytes() -> isize {
+        BYTES.get()
     }
 
-    /// Bytes that are allocated.
-    pub fn bytes(&self) -> usize {
-        self.bytes.load(Ordering::Relaxed)
-    }
-
-    /// How often any were.
-    pub fn calls(&self) -> usize {
-        self.calls.load(Ordering::Relaxed)
+    /// How often the calling thread has allocated any.
+    pub fn calls() -> usize {
+        CALLS.get()
     }
 }
 
-// SAFETY: all is left to the system's allocator.
+// SAFETY: all is left to the system's allocator. The counters are neither allocated nor ever destroyed.
 unsafe impl GlobalAlloc for CountingAllocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        self.bytes.fetch_add(layout.size(), Ordering::Relaxed);
-        self.calls.fetch_add(1, Ordering::Relaxed);
+        BYTES.set(BYTES.get().wrapping_add_unsigned(layout.size()));
+        CALLS.set(CALLS.get().wrapping_add(1));
         // SAFETY: the caller's promise is passed on.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        self.bytes.fetch_sub(layout.size(), Ordering::Relaxed);
+        BYTES.set(BYTES.get().wrapping_sub_unsigned(layout.size()));
         // SAFETY: the caller's promise is passed on.
         unsafe { System.dealloc(pointer, layout) }
     }
