@@ -108,9 +108,7 @@ async fn serve(service: Arc<Service>, stream: UnixStream, _place: OwnedSemaphore
         .max_buf_size(HEAD_BYTES)
         .serve_connection(io, call)
         .await;
-    if peer.is_cut_short() {
-        peer.linger().await;
-    }
+    peer.linger().await;
 }
 
 /// Tells a client that there is no place for it.

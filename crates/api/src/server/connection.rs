@@ -4,8 +4,8 @@
 //! replaced here, where it is written.
 //!
 //! A connection that is closed with bytes unread is *reset*: a client that still sends them may not get to the answer
-//! that says why they are not wanted. So such a connection is closed in our direction first, and what comes is thrown
-//! away until the client has closed, or for a second.
+//! that says why they are not wanted. So a connection is closed in our direction first, and what comes is thrown away
+//! until the client has closed, or for a second (RFC 9112, 9.6).
 
 use std::future::poll_fn;
 use std::io::{self, IoSlice};

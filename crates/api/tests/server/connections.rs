@@ -36,6 +36,18 @@ fn a_connection_of_http_1_0_ends_unless_its_client_wants_more() {
 }
 
 #[test]
+fn what_comes_behind_the_last_request_is_thrown_away_and_resets_nothing() {
+    let api = Api::counting();
+    for last in ["GET /version HTTP/1.0\r\n\r\n", "GET /version HTTP/1.1\r\nConnection: close\r\n\r\n"] {
+        let mut client = api.connect();
+        assert_eq!(client.ask(last).status, 200);
+        client.assert_closed();
+        client.send(GET);
+        client.assert_closed();
+    }
+}
+
+#[test]
 fn pipelined_requests_are_answered_in_order() {
     let api = Api::counting();
     let mut client = api.connect();
