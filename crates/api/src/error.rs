@@ -3,7 +3,6 @@
 //! The text of a refused file ends up in a log line or an HTTP reply, and parts of it are quoted there. Quoted parts
 //! are therefore escaped and cut: a message is always one line of bounded length, whatever the file holds.
 
-use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::{fmt, io};
 
@@ -88,20 +87,18 @@ impl fmt::Display for FieldError {
 
 impl std::error::Error for FieldError {}
 
-/// Escapes control characters and keeps at most [`MESSAGE_MAX_CHARS`] characters of the input.
+/// Escapes control characters, and cuts what is then longer than [`MESSAGE_MAX_CHARS`] characters.
 pub(crate) fn one_line(text: &str) -> String {
-    let mut line = String::new();
-    let mut chars = text.chars();
-    for c in chars.by_ref().take(MESSAGE_MAX_CHARS) {
-        if c.is_control() || matches!(c, '\u{2028}' | '\u{2029}') {
-            // Writing to a String cannot fail.
-            let _ = write!(line, "{}", c.escape_default());
-        } else {
-            line.push(c);
-        }
-    }
-    if chars.next().is_some() {
-        line.push('…');
+    let (mut line, mut left) = (String::new(), MESSAGE_MAX_CHARS);
+    for c in text.chars() {
+        let is_plain = !c.is_control() && !matches!(c, '\u{2028}' | '\u{2029}');
+        let escaped = c.escape_default();
+        let Some(rest) = left.checked_sub(if is_plain { 1 } else { escaped.len() }) else {
+            line.push('…');
+            break;
+        };
+        left = rest;
+        if is_plain { line.push(c) } else { line.extend(escaped) }
     }
     line
 }
@@ -116,6 +113,8 @@ mod tests {
         let flood = one_line(&"x".repeat(100_000));
         assert_eq!(flood.chars().count(), MESSAGE_MAX_CHARS + 1);
         assert!(flood.ends_with("x…"));
+        let flood = one_line(&"\u{7f}".repeat(100_000));
+        assert!(flood.chars().count() <= MESSAGE_MAX_CHARS + 1 && flood.ends_with("\\u{7f}…"), "{flood}");
     }
 
     #[test]
