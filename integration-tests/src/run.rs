@@ -1,5 +1,6 @@
 //! Running other programs to their end.
 
+use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -9,6 +10,18 @@ use crate::terminal::check;
 
 /// How much of a failed program's last words goes into an error.
 const LAST_WORDS: usize = 2000;
+
+/// The arguments of the program that an alias of cargo runs, by `cargo ALIAS ARGUMENTS` or `cargo ALIAS -- ARGUMENTS`.
+pub fn arguments() -> Vec<OsString> {
+    without_separator(std::env::args_os().collect())
+}
+
+fn without_separator(mut arguments: Vec<OsString>) -> Vec<OsString> {
+    if arguments.get(1).is_some_and(|first| first == "--") {
+        arguments.remove(1);
+    }
+    arguments
+}
 
 /// Runs a program with its output live, after the command.
 pub fn show(command: &mut Command) -> Result<()> {
@@ -77,6 +90,14 @@ fn run(command: &mut Command) -> Result<Output> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_separator_before_the_arguments_makes_no_difference() {
+        let given = |text: &str| without_separator(text.split(' ').map(OsString::from).collect());
+        assert_eq!(given("demo -- --check"), ["demo", "--check"]);
+        assert_eq!(given("demo --check -- a"), ["demo", "--check", "--", "a"]);
+        assert_eq!(given("demo"), ["demo"]);
+    }
 
     #[test]
     fn the_digest_is_the_one_of_the_standard() {

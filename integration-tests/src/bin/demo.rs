@@ -13,7 +13,7 @@ use kindling_integration_tests::harness::{Agent, BASE_CMDLINE, Console, Guest};
 use kindling_integration_tests::nested::{Host, Limits, Outcome};
 use kindling_integration_tests::place::Place;
 use kindling_integration_tests::progress::Progress;
-use kindling_integration_tests::run::die_with_parent;
+use kindling_integration_tests::run::{arguments, die_with_parent};
 use kindling_integration_tests::runner::{EXIT_HOST_BROKEN, HOST_MEMORY_MIB, Prepared, limits, report};
 use kindling_integration_tests::terminal::{self, RawMode};
 
@@ -70,7 +70,7 @@ const BOOT_LIMIT: Duration = Duration::from_secs(180);
 const STEP_LIMIT: Duration = Duration::from_secs(60);
 
 fn main() -> ExitCode {
-    let options = Options::parse();
+    let options = Options::parse_from(arguments());
     match run(&options, &Progress::new()) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {

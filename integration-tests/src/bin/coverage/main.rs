@@ -14,6 +14,7 @@ use clap::Parser;
 use floors::{Finding, Floors};
 use kindling_integration_tests::error::{Result, chain};
 use kindling_integration_tests::progress::Progress;
+use kindling_integration_tests::run::arguments;
 use report::Crates;
 use tools::Tools;
 
@@ -42,7 +43,7 @@ Files:
 Exit codes: 0 no crate is below its floor; 1 one is, a test failed or something is missing; 2 the command line is wrong.";
 
 fn main() -> ExitCode {
-    match run(&Options::parse()) {
+    match run(&Options::parse_from(arguments())) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {

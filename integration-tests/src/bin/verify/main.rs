@@ -103,7 +103,7 @@ struct Done {
 }
 
 fn main() -> ExitCode {
-    let options = Options::parse();
+    let options = Options::parse_from(run::arguments());
     if options.list {
         for step in &STEPS {
             println!("{:<13} {}", step.name, step.what);
