@@ -2,7 +2,7 @@
 
 use kindling_integration_tests::harness::{Guest, Kernel};
 
-use super::{BOOT_LIMIT, output, ready};
+use super::{BOOT_LIMIT, MODULES, output, ready};
 
 /// What the kernel notes of its loader: `type_of_loader` of the boot protocol, with the version in its low digit.
 /// Through PVH Linux fills in 0xb0 by itself, else it is 0xff, "no assigned id", from us.
@@ -63,9 +63,6 @@ fn config_file_boots_the_same_guest() {
     let mut guest = ready(Guest::builder().config_file(&path));
     assert_eq!(guest.run("nproc").unwrap().stdout, "2\n");
 }
-
-const MODULES: [&str; 6] =
-    ["virtio_mmio", "virtio_blk", "virtio_net", "vmw_vsock_virtio_transport", "virtio_balloon", "virtio_rng"];
 
 #[test]
 fn guest_loads_the_modules_its_command_line_names() {

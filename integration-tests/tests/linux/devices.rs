@@ -8,10 +8,7 @@ use std::time::{Duration, Instant};
 use kindling_integration_tests::harness::{Guest, HangingDisk, Tap, files, image};
 
 use super::vsock::connect;
-use super::{BOOT_LIMIT, output, power_off, ready, with_root};
-
-const ALL: [&str; 6] =
-    ["virtio_mmio", "virtio_blk", "virtio_net", "vmw_vsock_virtio_transport", "virtio_balloon", "virtio_rng"];
+use super::{BOOT_LIMIT, MODULES, output, power_off, ready, with_root};
 
 /// Has what echoes at port 5000 in the guest do so.
 fn echo_over_vsock(path: &Path) {
@@ -38,7 +35,7 @@ fn hanging_disks_leave_network_sockets_console_and_shutdown_alone() {
     });
     let mut guest = ready(
         with_disks
-            .modules(&ALL)
+            .modules(&MODULES)
             .tap(&tap)
             .arg("--net")
             .arg(format!("tap={}", Tap::NAME))
@@ -85,7 +82,7 @@ fn all_devices_work_for_a_second_kernel() {
         with_root()
             .memory("1G")
             .cpus(2)
-            .modules(&ALL)
+            .modules(&MODULES)
             .tap(&tap)
             .arg("--disk")
             .arg(format!("{},ro", kernel.display()))

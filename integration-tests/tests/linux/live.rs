@@ -10,7 +10,7 @@ use kindling_integration_tests::harness::{Guest, Tap, files, scaled};
 use serde_json::{Value, json};
 
 use super::blk::{MIB, disk};
-use super::memory::{touch, wait_resident};
+use super::memory::{touch, wait_free, wait_resident};
 use super::{END_LIMIT, output, ready, with_root};
 
 /// For what the guest does when it is told of a change.
@@ -232,17 +232,13 @@ fn the_balloon_takes_and_gives_back_memory_and_tells_of_it() {
     assert_eq!(status["host_cmd"], 1, "acknowledged: {status}");
     wait_resident(&guest, "with hinting", |bytes| bytes + 100 * MIB < full);
     // Not acknowledged, it stays with the host until that stops.
-    let mut free = |is: &str| {
-        let look = "awk '/MemFree/ {print $2}' /proc/meminfo";
-        output(&mut guest, &format!("until [ $({look}) {is} ]; do sleep 0.2; done"));
-    };
     patch(&client, "/balloon/hinting/start", &json!({"acknowledge_on_stop": false}));
-    free("-lt 60000");
+    wait_free(&mut guest, "-lt 60000");
     let status = get(&client, "/balloon/hinting/status");
     assert!(status["host_cmd"].as_u64().unwrap() > 1, "{status}");
     patch(&client, "/balloon/hinting/stop", &json!({}));
     assert_eq!(get(&client, "/balloon/hinting/status")["host_cmd"], 1);
-    free("-gt 120000");
+    wait_free(&mut guest, "-gt 120000");
 
     touch(&mut guest, 150);
     wait_resident(&guest, "after memory was touched again", |bytes| bytes + 30 * MIB > full);

@@ -29,6 +29,10 @@ const BOOT_LIMIT: Duration = Duration::from_secs(90);
 /// From the request to end until the process has ended.
 const END_LIMIT: Duration = Duration::from_secs(30);
 
+/// The modules of all devices.
+const MODULES: [&str; 6] =
+    ["virtio_mmio", "virtio_blk", "virtio_net", "vmw_vsock_virtio_transport", "virtio_balloon", "virtio_rng"];
+
 /// A guest that takes commands.
 fn ready(builder: Builder) -> Guest {
     let mut guest = builder.start().unwrap();

@@ -29,6 +29,12 @@ pub fn wait_resident(guest: &Guest, what: &str, condition: impl Fn(u64) -> bool)
     }
 }
 
+/// Waits until the KiB that are free in the guest are as a condition of test(1) has it.
+pub fn wait_free(guest: &mut Guest, condition: &str) {
+    let free = "awk '/MemFree/ {print $2}' /proc/meminfo";
+    output(guest, &format!("until [ $({free}) {condition} ]; do sleep 0.1; done"));
+}
+
 /// Has the guest write to as much memory, and free it.
 pub fn touch(guest: &mut Guest, mebibytes: u64) {
     fill(guest, mebibytes);
@@ -148,8 +154,8 @@ fn a_balloon_gives_way_when_the_guest_runs_out_of_memory() {
         Guest::builder().memory("256M").modules(&["virtio_mmio"]).arg("--balloon").arg("160M,deflate-on-oom"),
     );
     // What the balloon takes counts as the guest's, with this feature, but is not free.
-    let inflated = "until [ $(awk '/MemFree/ {print $2}' /proc/meminfo) -lt 90000 ]; do sleep 0.1; done";
-    output(&mut guest, &format!("modprobe virtio_balloon && {inflated}"));
+    output(&mut guest, "modprobe virtio_balloon");
+    wait_free(&mut guest, "-lt 90000");
     // More than is left beside the balloon.
     touch(&mut guest, 120);
     power_off(&mut guest);

@@ -17,7 +17,7 @@ const GUEST: &str = "10.0.0.2";
 
 const PAUSE: Duration = Duration::from_secs(5);
 
-/// How long an answer of the API may take while the guest is paused, but for those that the machine itself holds up.
+/// How long an answer of the API may take while the guest is paused.
 const ANSWER: Duration = Duration::from_secs(1);
 
 /// How long it may take at any other time, on an emulated machine that is busy: one that comes right after a pause waits
@@ -112,15 +112,12 @@ fn a_pause_under_disk_and_network_load_loses_nothing() {
             guest.send(b"typed meanwhile\n").unwrap();
             let shown = guest.console().len();
             let paused = Instant::now();
-            let mut answers = Vec::new();
             while paused.elapsed() < PAUSE {
                 let asked = Instant::now();
                 assert_eq!(state(&client), "Paused");
-                answers.push(asked.elapsed());
+                assert!(asked.elapsed() < scaled(ANSWER), "an answer took {:?}", asked.elapsed());
                 std::thread::sleep(Duration::from_millis(100));
             }
-            answers.sort();
-            assert!(answers[answers.len() / 2] < scaled(ANSWER), "{answers:?}");
             assert_eq!(guest.console().len(), shown);
             make(&client, "Resumed");
             assert_eq!(guest.finish(END_LIMIT).unwrap().stdout, "got typed meanwhile\n");
