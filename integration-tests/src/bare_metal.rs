@@ -25,6 +25,8 @@ pub struct Images {
     pub exit: PathBuf,
     /// Writes a `!` to the serial port with its first three instructions and halts.
     pub mark: PathBuf,
+    /// Jumps to where there is no memory, below 1 GiB, with its first two instructions.
+    pub lost: PathBuf,
 }
 
 impl Images {
@@ -38,6 +40,7 @@ impl Images {
             guest: folder.join("bare-metal-guest"),
             exit: folder.join("exit-guest"),
             mark: folder.join("mark-guest"),
+            lost: folder.join("lost-guest"),
         })
     }
 }

@@ -20,7 +20,7 @@ Exit codes:
     0    the guest powered off or asked for a reset
     1    the host failed (a system call, a file, memory)
   148    a thread of vmm made a forbidden system call
-  143    ended by SIGTERM; 130, 129, 131 by SIGINT, SIGHUP, SIGQUIT
+  143    ended by SIGTERM; 130 by SIGINT, and so on: 128 and the signal's number
   152    bad configuration
   153    bad command line
   160    the guest triple-faulted

@@ -190,7 +190,10 @@ impl ByteRegisters for Arc<KeyboardDevice> {
         let event = lock(&self.controller).write(offset, value);
         match event {
             Ok(None) => {}
-            Ok(Some(kindling_i8042::Event::Reset)) => self.outcome.report(Outcome::Reset),
+            Ok(Some(kindling_i8042::Event::Reset)) => {
+                log::debug!("reset through the keyboard controller");
+                self.outcome.report(Outcome::Reset);
+            }
             Err(error) => log::warn!("keyboard controller: {}", one_line(&error)),
         }
     }
@@ -213,7 +216,10 @@ impl ByteRegisters for PowerDevice {
         match event {
             None => {}
             Some(PowerEvent::PowerOff) => self.outcome.report(Outcome::PowerOff),
-            Some(PowerEvent::Reset) => self.outcome.report(Outcome::Reset),
+            Some(PowerEvent::Reset) => {
+                log::debug!("reset through the ACPI reset register");
+                self.outcome.report(Outcome::Reset);
+            }
         }
     }
 }

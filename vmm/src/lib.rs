@@ -114,7 +114,7 @@ impl Launch {
 /// When the guest starts, the calling thread is restricted by Landlock, if that is asked for, and bound to its filter of system
 /// calls, for good. SIGSYS has a handler from then on that says which call was forbidden, and ends the process.
 ///
-/// Serves the signals that end the process (SIGTERM, SIGINT, SIGHUP, SIGQUIT) itself for as long as it runs, and ignores
+/// Serves the signals that end the process (SIGTERM, SIGINT and the like) itself for as long as it runs, and ignores
 /// SIGXFSZ from then on. When this returns, every thread has ended but those of devices that hang, the terminal is as it
 /// was, and sockets made for the guest are removed, unless they are to stay.
 ///

@@ -239,7 +239,7 @@ fn memory(config: &MachineConfig, layout: &Layout) -> Result<GuestMemoryMmap, Er
 }
 
 /// Creates the virtual machine with its interrupt controllers.
-fn create_vm(kvm: &Kvm) -> Result<VmFd, Error> {
+pub fn create_vm(kvm: &Kvm) -> Result<VmFd, Error> {
     let vm = loop {
         match kvm.create_vm() {
             // The kernel gives up waiting for a lock when a signal arrives, whatever the signal.

@@ -6,11 +6,17 @@ use std::io::{self, Read};
 use std::mem::{MaybeUninit, size_of};
 use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 
-use libc::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, c_int, c_void, siginfo_t, signalfd_siginfo, sigset_t};
+use libc::{
+    SIGALRM, SIGHUP, SIGINT, SIGIO, SIGPROF, SIGPWR, SIGQUIT, SIGSTKFLT, SIGTERM, SIGUSR1, SIGUSR2,
+    SIGVTALRM, c_int, c_void, siginfo_t, signalfd_siginfo, sigset_t,
+};
 use vmm_sys_util::signal::{SIGRTMIN, create_sigset, register_signal_handler, unblock_signal};
 
-/// Signals that stop the guest and end the process in good order.
-pub const ENDING: [c_int; 4] = [SIGTERM, SIGINT, SIGHUP, SIGQUIT];
+/// Signals that stop the guest and end the process in good order: those that come from outside and would end it anyway, but
+/// leave the terminal raw. With SIGXCPU the exit code would be that of a bad configuration; it counts among the crashes.
+pub const ENDING: [c_int; 12] = [
+    SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2, SIGALRM, SIGVTALRM, SIGPROF, SIGIO, SIGPWR, SIGSTKFLT,
+];
 
 /// The ending signals of this process, blocked in every thread and readable here instead. Dropping this gives the
 /// calling thread its mask from before, and signals that nobody has read take their usual effect.

@@ -41,7 +41,8 @@ struct Socket {
 impl Backend {
     /// Standard input and output, as [`streams`](Self::streams).
     pub fn stdio() -> Result<Self, Error> {
-        // SAFETY: the runtime keeps descriptors 0 to 2 open, and the borrows end with this function.
+        // SAFETY: programs are started with descriptors 0 to 2 open, or open them first thing, and nothing closes them; the
+        // borrows end with this function.
         let (stdin, stdout) = unsafe { (BorrowedFd::borrow_raw(0), BorrowedFd::borrow_raw(1)) };
         Self::streams(stdin, stdout)
     }

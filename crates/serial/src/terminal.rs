@@ -35,7 +35,8 @@ impl RawMode {
     /// Makes the terminal at standard input raw. `None` when standard input is no terminal, or one that belongs to
     /// another job (the monitor runs in the background), which must not have it changed under its hands.
     pub fn enable() -> Result<Option<Self>, Error> {
-        // SAFETY: the runtime keeps descriptor 0 open, and the borrow ends with this function.
+        // SAFETY: programs are started with descriptor 0 open, or open it first thing, and nothing closes it; the borrow ends
+        // with this function.
         let stdin = unsafe { BorrowedFd::borrow_raw(0) };
         if !is_terminal(&stdin) || in_background(stdin.as_raw_fd()) {
             return Ok(None);
@@ -82,8 +83,8 @@ pub fn is_raw() -> bool {
     !SAVED.load(Ordering::Acquire).is_null()
 }
 
-/// Has the terminal restored when the process dies of SIGSEGV, SIGBUS, SIGILL, SIGFPE or SIGABRT, and lets it die of the
-/// same signal. Replaces the handlers that are there, the standard library's for stack overflows too. SIGSYS is left to
+/// Has the terminal restored when the process dies of SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGTRAP, SIGABRT or SIGXCPU, and lets
+/// it die of the same signal. Replaces the handlers that are there, the standard library's for stack overflows too. SIGSYS is left to
 /// whoever has seccomp filters; its handler can call [`restore`].
 ///
 /// A seccomp filter must allow `ioctl(TCSETS)`, `rt_sigprocmask` and what raise(3) uses.
@@ -95,7 +96,16 @@ pub fn restore_on_fatal_signals() -> Result<(), Error> {
         unsafe { libc::raise(signal) };
     }
     let handler: extern "C" fn(libc::c_int) = handler;
-    for signal in [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGABRT] {
+    let fatal = [
+        libc::SIGSEGV,
+        libc::SIGBUS,
+        libc::SIGILL,
+        libc::SIGFPE,
+        libc::SIGTRAP,
+        libc::SIGABRT,
+        libc::SIGXCPU,
+    ];
+    for signal in fatal {
         // SAFETY: all zeroes is a valid sigaction: default action, empty mask, no flags.
         let mut action: libc::sigaction = unsafe { MaybeUninit::zeroed().assume_init() };
         action.sa_sigaction = handler as libc::sighandler_t;

@@ -119,7 +119,8 @@ fn the_terminal_is_restored_when_the_guard_is_dropped_and_when_a_panic_unwinds()
 fn the_terminal_is_restored_before_a_fatal_signal_kills_with_its_own_number() {
     assert_eq!(is_restored_after("abort").signal(), Some(libc::SIGABRT));
     assert_eq!(is_restored_after("fault").signal(), Some(libc::SIGSEGV));
-    for signal in [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGABRT] {
+    let others = [libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGTRAP, libc::SIGXCPU];
+    for signal in [libc::SIGSEGV, libc::SIGABRT].into_iter().chain(others) {
         assert_eq!(is_restored_after(&signal.to_string()).signal(), Some(signal));
     }
 }

@@ -12,10 +12,11 @@ use std::io;
 use std::os::unix::fs::FileExt;
 
 use kvm_bindings::{
-    KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_dtable, kvm_msr_entry, kvm_regs, kvm_segment,
-    kvm_userspace_memory_region,
+    KVM_API_VERSION, KVM_CAP_DISABLE_QUIRKS, KVM_CAP_PMU_CAPABILITY, KVM_MAX_CPUID_ENTRIES,
+    KVM_PMU_CAP_DISABLE, KVM_X86_QUIRK_LINT0_REENABLED, Msrs, kvm_dtable, kvm_enable_cap, kvm_msr_entry,
+    kvm_regs, kvm_segment, kvm_userspace_memory_region,
 };
-use kvm_ioctls::{Cap, Kvm, VcpuExit, VcpuFd};
+use kvm_ioctls::{Cap, Kvm, VcpuExit, VcpuFd, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
 /// The TSS and the identity map, three pages and one, below the firmware hole.
@@ -74,6 +75,10 @@ fn run() -> io::Result<()> {
     vm.set_identity_map_address(IDENTITY_MAP)?;
     vm.set_tss_address(TSS)?;
     vm.create_irq_chip()?;
+    enable(&vm, KVM_CAP_DISABLE_QUIRKS, KVM_X86_QUIRK_LINT0_REENABLED)?;
+    if kvm.check_extension_raw(KVM_CAP_PMU_CAPABILITY.into()).cast_unsigned() & KVM_PMU_CAP_DISABLE != 0 {
+        enable(&vm, KVM_CAP_PMU_CAPABILITY, KVM_PMU_CAP_DISABLE)?;
+    }
     let region = kvm_userspace_memory_region {
         memory_size: memory.len() as u64,
         userspace_addr: memory.as_ptr() as u64,
@@ -101,6 +106,12 @@ fn run() -> io::Result<()> {
             exit => return Err(io::Error::other(format!("unexpected exit {exit:?}"))),
         }
     }
+}
+
+fn enable(vm: &VmFd, cap: u32, argument: u32) -> io::Result<()> {
+    let mut cap = kvm_enable_cap { cap, ..Default::default() };
+    cap.args[0] = argument.into();
+    Ok(vm.enable_cap(&cap)?)
 }
 
 /// Anonymous memory for the guest, never unmapped.

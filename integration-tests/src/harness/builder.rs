@@ -239,11 +239,20 @@ fn spawn_with_pty(mut command: Command) -> io::Result<Guest> {
     Ok(guest.with_terminal(controller, before))
 }
 
-/// A monitor that a test crashes shall leave no core file behind.
+/// A monitor that a test crashes shall leave no core file behind, and none inherits that signals are ignored, as a shell has its
+/// background jobs do.
 fn spawn(command: &mut Command) -> io::Result<Child> {
     let no_core = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: the closure makes one system call, which reads the limits that it is given.
-    unsafe { command.pre_exec(move || check(libc::setrlimit(libc::RLIMIT_CORE, &raw const no_core))) };
+    let set_up = move || {
+        for signal in [libc::SIGINT, libc::SIGQUIT, libc::SIGHUP] {
+            // SAFETY: the default action of a valid signal involves no handler.
+            unsafe { libc::signal(signal, libc::SIG_DFL) };
+        }
+        // SAFETY: the call reads the limits that it is given.
+        check(unsafe { libc::setrlimit(libc::RLIMIT_CORE, &raw const no_core) })
+    };
+    // SAFETY: the closure makes system calls only, and allocates nothing.
+    unsafe { command.pre_exec(set_up) };
     die_with_parent(command).spawn()
 }
 

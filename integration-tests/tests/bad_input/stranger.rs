@@ -79,11 +79,12 @@ impl Stranger {
     }
 
     /// The same with the folder as the root folder.
-    pub fn refused_in_root(&self, arguments: [&str; 3], code: i32, start: &str) -> String {
+    pub fn refused_in_root(&self, arguments: &[&str], code: i32, start: &str) -> String {
         one_line(&self.run_in_root(arguments), code, start)
     }
 
-    fn run_in_root(&self, arguments: [&str; 3]) -> Ended {
+    /// How `vmm` ends when it is run so.
+    pub fn run_in_root(&self, arguments: &[&str]) -> Ended {
         let mut vmm = Vmm::with_program("/vmm", arguments);
         let root = CString::new(self.path().as_os_str().as_bytes()).unwrap();
         let is_root = is_root();

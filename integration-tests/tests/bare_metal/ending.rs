@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use kindling_integration_tests::harness::scaled;
 
-use crate::process::{Vmm, finish, finish_run, images, run};
+use crate::faults::spinning_at_a_terminal;
+use crate::process::{LIMIT, Vmm, command, finish, finish_run, images, run};
 
 /// Long before the test's own time limit; a stop should take milliseconds.
 const SOON: Duration = Duration::from_secs(10);
@@ -32,7 +33,7 @@ fn reset_through_acpi_is_success() {
 
 #[test]
 fn reset_by_the_first_instruction_is_success() {
-    let mut command = crate::process::command(&["run", "--kernel"]);
+    let mut command = command(&["run", "--kernel"]);
     finish(command.arg(&images().exit), 0);
 }
 
@@ -40,6 +41,14 @@ fn reset_by_the_first_instruction_is_success() {
 fn triple_fault_has_its_own_code_and_is_reported() {
     let ended = finish_run("triple-fault", &[], 160);
     assert!(ended.errors.contains("triple"), "{ended:?}");
+}
+
+#[test]
+fn a_guest_that_kvm_cannot_run_on_has_its_own_code_and_leaves_the_registers_in_the_log() {
+    let ended = finish(command(&["run", "--memory", "64M", "--kernel"]).arg(&images().lost), 161);
+    let errors = &ended.errors;
+    assert!(errors.contains("KVM cannot run vCPU 0: internal error 1 (instruction emulation)"), "{ended:?}");
+    assert!(errors.contains("rip 0x30000000") && errors.contains("cr3 0x"), "{ended:?}");
 }
 
 #[test]
@@ -55,6 +64,29 @@ fn sigint_ends_a_guest_that_spins() {
 #[test]
 fn sighup_ends_a_guest_that_spins() {
     ends_by_signal(&mut run("spin", &[]), "spinning", libc::SIGHUP, 129);
+}
+
+#[test]
+fn every_signal_that_asks_for_the_end_is_followed_and_leaves_the_terminal_as_it_was() {
+    let folder = tempfile::tempdir().unwrap();
+    let asking = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT];
+    let others = [
+        libc::SIGUSR1,
+        libc::SIGUSR2,
+        libc::SIGALRM,
+        libc::SIGVTALRM,
+        libc::SIGPROF,
+        libc::SIGIO,
+        libc::SIGPWR,
+        libc::SIGSTKFLT,
+    ];
+    for signal in asking.into_iter().chain(others) {
+        let mut guest = spinning_at_a_terminal(folder.path());
+        guest.signal(signal).unwrap();
+        let status = guest.wait_exit(LIMIT).unwrap();
+        assert_eq!(status.code(), Some(128 + signal), "{status}: {}", guest.console());
+        assert_eq!(guest.terminal().unwrap(), guest.terminal_before().unwrap());
+    }
 }
 
 #[test]
@@ -79,7 +111,7 @@ fn sigterm_ends_all_of_many_processors() {
 
 #[test]
 fn sigterm_ends_a_guest_that_halts() {
-    let mut command = crate::process::command(&["run", "--kernel"]);
+    let mut command = command(&["run", "--kernel"]);
     ends_by_signal(command.arg(&images().mark), "!", libc::SIGTERM, 143);
 }
 

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::Path;
 
 use kindling_integration_tests::harness::{Guest, Stdio};
 use serde_json::json;
@@ -10,20 +11,27 @@ use crate::api::Api;
 use crate::ending::started_with;
 use crate::process::{LIMIT, command, images, program};
 
-#[test]
-fn a_crash_leaves_the_terminal_as_it_was_and_is_the_end_that_others_see() {
-    let folder = tempfile::tempdir().unwrap();
-    let config = folder.path().join("config.json");
+/// A guest that spins, at a terminal that it has to itself.
+pub fn spinning_at_a_terminal(folder: &Path) -> Guest {
+    let config = folder.join("config.json");
     let text = json!({
         "boot-source": { "kernel_image_path": images().guest, "boot_args": "scenario=spin" },
         "machine-config": { "vcpu_count": 1, "mem_size_mib": 64 },
     });
     fs::write(&config, text.to_string()).unwrap();
-    for signal in [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGABRT] {
-        let builder = Guest::builder().program(program()).config_file(&config).stdio(Stdio::Pty);
-        let mut guest = builder.start().unwrap();
-        guest.wait_for("spinning", LIMIT).unwrap();
-        assert_ne!(guest.terminal().unwrap(), guest.terminal_before().unwrap());
+    let mut guest =
+        Guest::builder().program(program()).config_file(&config).stdio(Stdio::Pty).start().unwrap();
+    guest.wait_for("spinning", LIMIT).unwrap();
+    assert_ne!(guest.terminal().unwrap(), guest.terminal_before().unwrap());
+    guest
+}
+
+#[test]
+fn a_crash_leaves_the_terminal_as_it_was_and_is_the_end_that_others_see() {
+    let folder = tempfile::tempdir().unwrap();
+    let crashes = [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGTRAP, libc::SIGABRT];
+    for signal in crashes.into_iter().chain([libc::SIGXCPU]) {
+        let mut guest = spinning_at_a_terminal(folder.path());
         guest.signal(signal).unwrap();
         let status = guest.wait_exit(LIMIT).unwrap();
         assert_eq!(status.signal(), Some(signal), "{}", guest.console());

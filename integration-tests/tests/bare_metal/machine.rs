@@ -78,6 +78,16 @@ fn the_memory_map_adds_up_and_ram_is_there_at_both_ends_of_each_range() {
     }
 }
 
+#[test]
+fn a_guest_can_have_as_much_memory_as_the_machine() {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap();
+    let total = text.lines().find_map(|line| line.strip_prefix("MemTotal:")).unwrap();
+    let kibibytes: u64 = total.split_whitespace().next().unwrap().parse().unwrap();
+    // It is taken page by page, as the guest uses it.
+    let ended = finish_run("hello", &["--memory", &format!("{}M", kibibytes >> 10)], 0);
+    assert!(ended.output.contains("hello by the "), "{ended:?}");
+}
+
 /// The size of the range that a line of the memory map describes, if it is RAM.
 fn ram_bytes(line: &str) -> Option<u64> {
     let mut words = line.split(' ').map(|word| u64::from_str_radix(word.trim_start_matches("0x"), 16).ok());

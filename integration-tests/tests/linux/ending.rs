@@ -16,11 +16,26 @@ fn poweroff_ends_the_process_with_success() {
     assert_eq!(guest.wait_exit(END_LIMIT).unwrap().code(), Some(0));
 }
 
+/// Has a guest reboot in a way of Linux's parameter `reboot=`, and asserts that the monitor saw that way.
+fn reboots_through(parameter: &str, way: &str) {
+    let cmdline = default_cmdline().replace("reboot=k", &format!("reboot={parameter}"));
+    let mut guest = ready(Guest::builder().cpus(2).cmdline(cmdline).arg("--level").arg("Debug"));
+    begin(&mut guest, "reboot");
+    guest.wait_for("reboot: Restarting system", END_LIMIT).unwrap();
+    assert_eq!(guest.wait_exit(END_LIMIT).unwrap().code(), Some(0));
+    let console = guest.console();
+    assert!(console.contains(&format!("reset through the {way}")), "{console}");
+}
+
 #[test]
 fn reboot_through_the_keyboard_controller_ends_the_process_with_success() {
-    let mut guest = ready(Guest::builder().cpus(2));
-    begin(&mut guest, "reboot");
-    assert_eq!(guest.wait_exit(END_LIMIT).unwrap().code(), Some(0));
+    reboots_through("k", "keyboard controller");
+}
+
+/// Linux would try the keyboard controller next.
+#[test]
+fn reboot_through_acpi_ends_the_process_with_success() {
+    reboots_through("a", "ACPI reset register");
 }
 
 #[test]

@@ -4,10 +4,18 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 
-use kvm_ioctls::{Cap, Kvm, VmFd};
+use kvm_bindings::{
+    KVM_CAP_DISABLE_QUIRKS, KVM_CAP_ENABLE_CAP_VM, KVM_CAP_EXT_CPUID, KVM_CAP_GET_TSC_KHZ,
+    KVM_CAP_IMMEDIATE_EXIT, KVM_CAP_IOEVENTFD, KVM_CAP_IRQCHIP, KVM_CAP_IRQFD, KVM_CAP_KVMCLOCK_CTRL,
+    KVM_CAP_NR_MEMSLOTS, KVM_CAP_PMU_CAPABILITY, KVM_CAP_SET_IDENTITY_MAP_ADDR, KVM_CAP_SET_TSS_ADDR,
+    KVM_CAP_TSC_DEADLINE_TIMER, KVM_CAP_USER_MEMORY,
+};
+use kvm_ioctls::{Kvm, VmFd};
 use vmm_sys_util::errno;
 
 use super::{Check, Status, Verdict, speed};
+use crate::error::{Error, one_line};
+use crate::machine;
 
 const DEVICE: &str = "/dev/kvm";
 
@@ -16,7 +24,7 @@ const API_VERSION: i32 = 12;
 
 /// A capability that the monitor uses.
 struct Capability {
-    cap: Cap,
+    cap: u32,
     name: &'static str,
     /// What it is used for.
     why: &'static str,
@@ -24,29 +32,45 @@ struct Capability {
     required: bool,
 }
 
-const fn required(cap: Cap, name: &'static str, why: &'static str) -> Capability {
+const fn required(cap: u32, name: &'static str, why: &'static str) -> Capability {
     Capability { cap, name, why, required: true }
 }
 
-const fn optional(cap: Cap, name: &'static str, why: &'static str) -> Capability {
+const fn optional(cap: u32, name: &'static str, why: &'static str) -> Capability {
     Capability { cap, name, why, required: false }
 }
 
 const CAPABILITIES: &[Capability] = &[
-    required(Cap::UserMemory, "KVM_CAP_USER_MEMORY", "guest memory"),
-    required(Cap::NrMemslots, "KVM_CAP_NR_MEMSLOTS", "guest memory"),
-    required(Cap::Irqchip, "KVM_CAP_IRQCHIP", "interrupt controllers in the kernel"),
-    required(Cap::Irqfd, "KVM_CAP_IRQFD", "interrupts from device threads"),
-    required(Cap::ExtCpuid, "KVM_CAP_EXT_CPUID", "the guest's CPUID"),
-    required(Cap::SetTssAddr, "KVM_CAP_SET_TSS_ADDR", "real mode on Intel hosts"),
-    required(Cap::SetIdentityMapAddr, "KVM_CAP_SET_IDENTITY_MAP_ADDR", "real mode on Intel hosts"),
-    required(Cap::MpState, "KVM_CAP_MP_STATE", "starting further vCPUs"),
-    required(Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT", "pausing vCPUs"),
-    required(Cap::TscDeadlineTimer, "KVM_CAP_TSC_DEADLINE_TIMER", "the guest's only clock event"),
+    required(KVM_CAP_USER_MEMORY, "KVM_CAP_USER_MEMORY", "guest memory"),
+    required(KVM_CAP_NR_MEMSLOTS, "KVM_CAP_NR_MEMSLOTS", "guest memory"),
+    required(KVM_CAP_IRQCHIP, "KVM_CAP_IRQCHIP", "interrupt controllers in the kernel"),
+    required(KVM_CAP_IRQFD, "KVM_CAP_IRQFD", "interrupts from device threads"),
+    required(KVM_CAP_IOEVENTFD, "KVM_CAP_IOEVENTFD", "what the guest tells virtio devices"),
+    required(KVM_CAP_EXT_CPUID, "KVM_CAP_EXT_CPUID", "the guest's CPUID"),
+    required(KVM_CAP_SET_TSS_ADDR, "KVM_CAP_SET_TSS_ADDR", "real mode on Intel hosts"),
+    required(KVM_CAP_SET_IDENTITY_MAP_ADDR, "KVM_CAP_SET_IDENTITY_MAP_ADDR", "real mode on Intel hosts"),
+    required(KVM_CAP_ENABLE_CAP_VM, "KVM_CAP_ENABLE_CAP_VM", "settings of a virtual machine"),
+    required(
+        KVM_CAP_DISABLE_QUIRKS,
+        "KVM_CAP_DISABLE_QUIRKS",
+        "a local interrupt that is masked after reset",
+    ),
+    required(KVM_CAP_IMMEDIATE_EXIT, "KVM_CAP_IMMEDIATE_EXIT", "pausing vCPUs"),
+    required(KVM_CAP_TSC_DEADLINE_TIMER, "KVM_CAP_TSC_DEADLINE_TIMER", "the guest's only clock event"),
     optional(
-        Cap::GetTscKhz,
+        KVM_CAP_GET_TSC_KHZ,
         "KVM_CAP_GET_TSC_KHZ",
-        "telling the guest its clock rate instead of letting it calibrate",
+        "telling the guest its clock rate, which it has to measure otherwise",
+    ),
+    optional(
+        KVM_CAP_KVMCLOCK_CTRL,
+        "KVM_CAP_KVMCLOCK_CTRL",
+        "telling the guest of a pause, which it may report as a stall otherwise",
+    ),
+    optional(
+        KVM_CAP_PMU_CAPABILITY,
+        "KVM_CAP_PMU_CAPABILITY",
+        "keeping the processor's performance counters from the guest",
     ),
 ];
 
@@ -83,7 +107,7 @@ pub(super) fn check(checks: &mut Vec<Check>) -> Verdict {
     }
     checks.push(Check::ok("kvm-api", format!("version {version}")));
 
-    let lacking = check_capabilities(checks, |capability| kvm.check_extension(capability.cap));
+    let lacking = check_capabilities(checks, |capability| kvm.check_extension_raw(capability.cap.into()) > 0);
     let limits = format!(
         "{} vCPUs recommended, {} at most; {} memory slots",
         kvm.get_nr_vcpus(),
@@ -95,8 +119,8 @@ pub(super) fn check(checks: &mut Vec<Check>) -> Verdict {
         return Verdict::Unusable;
     }
 
-    if let Err((doing, error)) = build_vm(&kvm) {
-        let detail = format!("cannot {doing}: {error}");
+    if let Err(error) = build_vm(&kvm) {
+        let detail = one_line(&error);
         let advice = "see the kernel's log (dmesg), and whether another hypervisor holds the processor's virtualization";
         checks.push(Check::with_advice("kvm-vm", Status::Fail, detail, advice));
         return Verdict::Unusable;
@@ -121,10 +145,10 @@ pub(super) fn create_vm(kvm: &Kvm) -> Result<VmFd, errno::Error> {
     result
 }
 
-fn build_vm(kvm: &Kvm) -> Result<(), (&'static str, errno::Error)> {
-    let vm = create_vm(kvm).map_err(|error| ("create a VM", error))?;
-    vm.create_irq_chip().map_err(|error| ("create the interrupt controllers", error))?;
-    vm.create_vcpu(0).map_err(|error| ("create a vCPU", error))?;
+/// What the monitor does for every guest.
+fn build_vm(kvm: &Kvm) -> Result<(), Error> {
+    let vm = machine::create_vm(kvm)?;
+    vm.create_vcpu(0).map_err(Error::host("create a vCPU"))?;
     Ok(())
 }
 
@@ -164,7 +188,7 @@ fn check_capabilities(checks: &mut Vec<Check>, mut has: impl FnMut(&Capability) 
                 NAME,
                 Status::Warn,
                 detail,
-                "guests run without it, but slower; a later host kernel may have it",
+                "guests run without it; a later host kernel may have it",
             )
         });
     }

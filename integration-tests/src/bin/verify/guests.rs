@@ -91,7 +91,7 @@ pub fn build_clients(progress: &Progress) -> Result<PathBuf> {
 fn add_images(context: &Context, command: &mut Command) -> Result<()> {
     let images = Images::build(&context.progress)?;
     let files: Vec<_> =
-        [&images.guest, &images.exit, &images.mark].into_iter().map(PathBuf::as_path).collect();
+        [&images.guest, &images.exit, &images.mark, &images.lost].map(PathBuf::as_path).into();
     let joined = std::env::join_paths(&files)
         .map_err(|error| Error::Protocol(format!("a path that cannot stand in a list: {error}")))?;
     let folder = images.guest.parent().unwrap_or(Path::new("/"));
