@@ -80,7 +80,7 @@ impl Segments {
     fn consume(&mut self, len: usize, mut each: impl FnMut(VolatileSlice<'_>)) -> usize {
         let mut done = 0;
         while let Some(segment) = self.segments.get_mut(self.first) {
-            let piece = segment.iov_len.min(len - done);
+            let piece = segment.iov_len.min(len.saturating_sub(done));
             if piece == 0 {
                 break;
             }
@@ -88,15 +88,15 @@ impl Segments {
             // accesses allow for a guest that changes it meanwhile.
             each(unsafe { VolatileSlice::new(segment.iov_base.cast(), piece) });
             if piece == segment.iov_len {
-                self.first += 1;
+                self.first = self.first.saturating_add(1);
             } else {
                 segment.iov_base = segment.iov_base.cast::<u8>().wrapping_add(piece).cast();
-                segment.iov_len -= piece;
+                segment.iov_len = segment.iov_len.saturating_sub(piece);
             }
-            done += piece;
+            done = done.saturating_add(piece);
         }
         // At most `self.len`, since that is the sum of the segments.
-        self.len -= done as u32;
+        self.len = self.len.saturating_sub(done as u32);
         done
     }
 
@@ -105,11 +105,10 @@ impl Segments {
         let mut bytes = [0; N];
         let mut done = 0;
         for segment in self.rest() {
-            if segment.iov_len <= offset {
-                offset -= segment.iov_len;
+            let Some(len @ 1..) = segment.iov_len.checked_sub(offset) else {
+                offset = offset.saturating_sub(segment.iov_len);
                 continue;
-            }
-            let len = segment.iov_len - offset;
+            };
             let from = segment.iov_base.cast::<u8>().wrapping_add(offset);
             if done == 0 && len >= N {
                 // SAFETY: the bytes are inside the segment, which is mapped guest memory (see `Segments`), and whatever a
@@ -119,7 +118,8 @@ impl Segments {
             }
             let rest = bytes.get_mut(done..).unwrap_or_default();
             // SAFETY: the segment is mapped guest memory (see `Segments`), and from `offset` on it has `len` bytes.
-            done += unsafe { VolatileSlice::new(from, len) }.copy_to(rest);
+            let copied = unsafe { VolatileSlice::new(from, len) }.copy_to(rest);
+            done = done.saturating_add(copied);
             offset = 0;
         }
         (done == N).then_some(bytes)
@@ -136,8 +136,8 @@ impl Segments {
                 break;
             }
             segment.iov_len = segment.iov_len.min(keep);
-            keep -= segment.iov_len;
-            segments += 1;
+            keep = keep.saturating_sub(segment.iov_len);
+            segments = segments.saturating_add(1);
         }
         self.segments.truncate(segments);
         self.len = len;
@@ -322,12 +322,12 @@ impl Writable {
             return false;
         };
         // Never 0 before: empty segments are not kept.
-        last.iov_len -= 1;
+        last.iov_len = last.iov_len.saturating_sub(1);
         self.1 = NonNull::new(last.iov_base.cast::<u8>().wrapping_add(last.iov_len));
         if last.iov_len == 0 {
             self.0.segments.pop();
         }
-        self.0.len -= 1;
+        self.0.len = self.0.len.saturating_sub(1);
         true
     }
 

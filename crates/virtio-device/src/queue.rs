@@ -101,12 +101,12 @@ impl Queue {
         if !size.is_power_of_two() || size > MAX_SIZE {
             return Err(QueueError::Size { size, max: MAX_SIZE });
         }
-        let entries = usize::from(size);
+        let entries = |bytes: usize| usize::from(size).saturating_mul(bytes);
         let find = |part, address, len, alignment| find(&memory, part, address, len, alignment);
         let rings = Rings {
-            table: find("descriptor table", descriptor_table, entries * DESCRIPTOR_SIZE, 16)?,
-            available: find("available ring", available_ring, 6 + 2 * entries, 2)?.cast(),
-            used: find("used ring", used_ring, 6 + 8 * entries, 4)?.cast(),
+            table: find("descriptor table", descriptor_table, entries(DESCRIPTOR_SIZE), 16)?,
+            available: find("available ring", available_ring, entries(2).saturating_add(6), 2)?.cast(),
+            used: find("used ring", used_ring, entries(8).saturating_add(6), 4)?.cast(),
         };
         let has = |bit: u32| features >> bit & 1 == 1;
         Ok(Self {
@@ -115,7 +115,7 @@ impl Queue {
             published: state.next_used,
             indirect: has(VIRTIO_RING_F_INDIRECT_DESC),
             event_index: has(VIRTIO_RING_F_EVENT_IDX),
-            in_flight: vec![0; entries.div_ceil(64)].into(),
+            in_flight: vec![0; usize::from(size).div_ceil(64)].into(),
             outstanding: 0,
             rings,
             memory,
@@ -176,7 +176,7 @@ impl Queue {
         }
         chain.load(Table { base: self.rings.table, size }, head, self.indirect)?;
         *in_flight |= bit;
-        self.outstanding += 1;
+        self.outstanding = self.outstanding.saturating_add(1);
         self.state.next_available = next.wrapping_add(1);
         Ok(true)
     }
@@ -187,7 +187,7 @@ impl Queue {
     /// Nothing happens for a chain that the device does not have.
     pub fn unpop(&mut self, chain: &Chain) {
         if self.land(chain.head()) {
-            self.outstanding -= 1;
+            self.outstanding = self.outstanding.saturating_sub(1);
             self.state.next_available = self.state.next_available.wrapping_sub(1);
         }
     }
@@ -199,8 +199,8 @@ impl Queue {
         if !self.land(head) {
             return;
         }
-        let entry = USED_ENTRIES + 4 * usize::from(self.state.next_used & self.mask());
-        for (at, value) in [(entry, u32::from(head)), (entry + 2, written)] {
+        let entry = used_entry(self.state.next_used & self.mask());
+        for (at, value) in [(entry, u32::from(head)), (entry.saturating_add(2), written)] {
             // SAFETY: the masked index is below the queue's size, so that the entry is in the used ring, which is mapped
             // (see `Rings`) and aligned to 4 bytes (see `find`), as its entries are then.
             let word = unsafe { AtomicU32::from_ptr(self.rings.used.add(at).cast()) };
@@ -217,7 +217,7 @@ impl Queue {
         }
         self.used_atomic(INDEX).store(new.to_le(), Ordering::Release);
         self.published = new;
-        self.outstanding -= new.wrapping_sub(old);
+        self.outstanding = self.outstanding.saturating_sub(new.wrapping_sub(old));
         // The driver writes its wish and then looks at the index; here it is the other way round.
         fence(Ordering::SeqCst);
         let wanted = if self.event_index {
@@ -237,7 +237,7 @@ impl Queue {
     pub fn enable_kicks(&mut self) -> bool {
         let next = self.state.next_available;
         if self.event_index {
-            let event = USED_ENTRIES + 4 * usize::from(self.size());
+            let event = used_entry(self.size());
             self.used_atomic(event).store(next.to_le(), Ordering::Relaxed);
         } else {
             self.used_atomic(FLAGS).store(0, Ordering::Relaxed);
@@ -277,7 +277,7 @@ impl Queue {
         let index = u16::from_le(self.available_atomic(INDEX).load(Ordering::Acquire));
         // Each chain needs a descriptor until it is seen as used. Without the second term, a driver that offers what
         // was pushed and not published would keep its device busy for as long as it likes.
-        if index.wrapping_sub(next) > size - self.outstanding {
+        if index.wrapping_sub(next) > size.saturating_sub(self.outstanding) {
             return Err(QueueError::AvailableIndex { index, next, size });
         }
         self.available = index;
@@ -298,7 +298,7 @@ impl Queue {
 
     fn mask(&self) -> u16 {
         // A power of two, see `new`.
-        self.size() - 1
+        self.size().wrapping_sub(1)
     }
 
     fn available_word(&self, at: usize) -> u16 {
@@ -316,10 +316,15 @@ impl Queue {
 
     /// Word `at` of the used ring that is no part of an entry: at most the one behind them.
     fn used_atomic(&self, at: usize) -> &AtomicU16 {
-        debug_assert!(at < USED_ENTRIES || at == USED_ENTRIES + 4 * usize::from(self.size()));
+        debug_assert!(at < USED_ENTRIES || at == used_entry(self.size()));
         // SAFETY: as for the available ring.
         unsafe { AtomicU16::from_ptr(self.rings.used.add(at)) }
     }
+}
+
+/// Word of the used ring at which entry `index` begins.
+fn used_entry(index: u16) -> usize {
+    usize::from(index).saturating_mul(4).saturating_add(USED_ENTRIES)
 }
 
 /// Word of the flags, in both rings.

@@ -28,15 +28,15 @@ impl Backlog {
             return;
         }
         let old = self.0.len();
-        let new = old + bytes.len() as usize;
+        let new = old.saturating_add(bytes.len() as usize);
         // Left alone, it might take room for almost twice the bytes that it ever holds.
-        self.0.reserve_exact(new.next_power_of_two() - old);
+        self.0.reserve_exact(new.next_power_of_two().saturating_sub(old));
         self.0.resize(new, 0);
         let (first, second) = self.0.as_mut_slices();
         // The new bytes may begin in either half.
         let in_first = old.min(first.len());
         bytes.read(first.split_at_mut(in_first).1);
-        bytes.read(second.split_at_mut(old - in_first).1);
+        bytes.read(second.split_at_mut(old.saturating_sub(in_first)).1);
     }
 
     /// Sends what `socket` takes. Returns how much that was.

@@ -296,7 +296,7 @@ impl Connection {
 
     /// Passes bytes of the guest on, or keeps them when the host does not take them.
     fn take(&mut self, payload: &mut Readable, metrics: &VsockMetrics) {
-        let room = BUFFER_BYTES - self.backlog.len();
+        let room = BUFFER_BYTES.saturating_sub(self.backlog.len());
         if payload.len() > room || self.guest_shutdown & shutdown::SEND != 0 {
             metrics.bad_packets.increment();
             return self.reset();

@@ -116,12 +116,13 @@ impl Handshake {
         };
         let new = rest.get_mut(..seen).unwrap_or_default();
         let end = new.iter().position(|byte| *byte == b'\n');
-        let new = new.get_mut(..end.map_or(seen, |end| end + 1)).unwrap_or_default();
+        let taken = end.map_or(seen, |end| end.saturating_add(1));
+        let new = new.get_mut(..taken).unwrap_or_default();
         // The bytes are there, and this is their only reader.
         if self.stream.read_exact(new).is_err() {
             return Progress::Failed;
         }
-        self.len = line.len() + new.len();
+        self.len = line.len().saturating_add(new.len());
         let Some(line) = self.line.get(..self.len) else { return Progress::Failed };
         match end {
             Some(_) => parse(line).map_or(Progress::Failed, Progress::Wants),

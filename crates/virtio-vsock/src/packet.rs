@@ -138,11 +138,11 @@ impl HeaderPlace {
             return None;
         }
         let mut pieces = [iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; HEADER_BYTES];
-        let (mut count, mut missing) = (0, HEADER_BYTES);
+        let (mut count, mut missing) = (0_usize, HEADER_BYTES);
         for (piece, buffer) in pieces.iter_mut().zip(buffers.iovecs()) {
             *piece = iovec { iov_len: buffer.iov_len.min(missing), ..*buffer };
-            missing -= piece.iov_len;
-            count += 1;
+            missing = missing.saturating_sub(piece.iov_len);
+            count = count.saturating_add(1);
             if missing == 0 {
                 break;
             }

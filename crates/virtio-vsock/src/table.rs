@@ -70,9 +70,10 @@ impl Table {
             return None;
         }
         let index = self.free.pop().unwrap_or_else(|| {
-            self.slots.push(Slot { generation: 1, ready: false, touched: false, entry: None });
             // Below the limit.
-            (self.slots.len() - 1) as u16
+            let index = self.slots.len() as u16;
+            self.slots.push(Slot { generation: 1, ready: false, touched: false, entry: None });
+            index
         });
         if let Entry::Connection(connection) = &entry {
             self.by_ports.insert((connection.host_port, connection.guest_port), index);
@@ -145,7 +146,7 @@ impl Table {
         // There are many more ports than connections.
         loop {
             let port = self.next_port;
-            self.next_port = if port == LAST_PORT { FIRST_PORT } else { port + 1 };
+            self.next_port = if port == LAST_PORT { FIRST_PORT } else { port.wrapping_add(1) };
             if !self.by_ports.contains_key(&(port, guest_port)) {
                 return port;
             }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use kindling_virtio_device::{Watch, WorkerError};
 use vmm_sys_util::epoll::EventSet;
 
-use super::{LISTENER_TOKEN, TIMEOUT, VsockWorker};
+use super::{LISTENER_TOKEN, TIMEOUT, VsockWorker, later};
 use crate::connection::Connection;
 use crate::host::{Handshake, Progress};
 use crate::socket;
@@ -36,16 +36,16 @@ impl VsockWorker {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 // It would fail again and again, and the listening socket stays readable.
                 Err(_) => {
-                    let again = Instant::now() + ACCEPT_PAUSE;
+                    let again = later(Instant::now(), ACCEPT_PAUSE);
                     self.accept_after = Some(again);
                     self.timer.set(again);
                     return;
                 }
             };
-            let deadline = Instant::now() + TIMEOUT;
+            let deadline = later(Instant::now(), TIMEOUT);
             let handshake = Entry::Handshake(Handshake::new(stream, deadline));
             if let Some(index) = self.table.insert(handshake) {
-                self.handshakes += 1;
+                self.handshakes = self.handshakes.saturating_add(1);
                 self.timer.set(deadline);
                 self.proceed(index, watch);
             } else {
@@ -85,7 +85,7 @@ impl VsockWorker {
             Progress::Wants(guest_port) => {
                 let Some(handshake) = self.end_handshake(index) else { return };
                 let host_port = self.table.new_port(guest_port);
-                let deadline = Instant::now() + TIMEOUT;
+                let deadline = later(Instant::now(), TIMEOUT);
                 let mut connection = Connection::requested(handshake.stream, host_port, guest_port, deadline);
                 connection.watched = handshake.watched.then_some(EventSet::IN);
                 // There is room: the handshake has just left.
@@ -106,7 +106,7 @@ impl VsockWorker {
 
     fn end_handshake(&mut self, index: u16) -> Option<Handshake> {
         let Entry::Handshake(handshake) = self.table.remove(index)? else { return None };
-        self.handshakes -= 1;
+        self.handshakes = self.handshakes.saturating_sub(1);
         Some(handshake)
     }
 
@@ -133,7 +133,7 @@ impl VsockWorker {
             }
         }
         if let Some(next) = next {
-            self.timer.set(next.max(now + TIMER_GRAIN));
+            self.timer.set(next.max(later(now, TIMER_GRAIN)));
         }
     }
 }

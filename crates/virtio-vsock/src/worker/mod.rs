@@ -56,6 +56,11 @@ const TIMER_TOKEN: u32 = 4;
 /// How long a host program may take to say where it wants to go, and a guest to answer a request or a shutdown.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
+/// The moment that is `by` behind `moment`; that one itself, should the clock have none.
+fn later(moment: Instant, by: Duration) -> Instant {
+    moment.checked_add(by).unwrap_or(moment)
+}
+
 /// Most resets that wait for the guest.
 const MAX_RESETS: usize = 1024;
 
@@ -182,7 +187,7 @@ impl VsockWorker {
                 self.table.remove(index);
             }
             Phase::Closing if connection.deadline.is_none() => {
-                let deadline = Instant::now() + TIMEOUT;
+                let deadline = later(Instant::now(), TIMEOUT);
                 connection.deadline = Some(deadline);
                 self.timer.set(deadline);
             }
@@ -226,7 +231,7 @@ impl VsockWorker {
 
     /// Has what was there before a sleep watched again, with as much time to answer as it had in the beginning.
     fn resume(&mut self, watch: &mut Watch<'_>) {
-        let deadline = Instant::now() + TIMEOUT;
+        let deadline = later(Instant::now(), TIMEOUT);
         self.timer.stop();
         for index in self.table.indices() {
             match self.table.entry(index) {

@@ -35,7 +35,7 @@ impl VsockWorker {
             if let Some(header) = self.next_packet() {
                 // SAFETY: the chain is still the one that the place was taken from, and is given back below.
                 unsafe { place.fill(header) };
-                self.rx.push(self.chain.head(), HEADER_BYTES as u32 + header.len);
+                self.rx.push(self.chain.head(), header.len.saturating_add(HEADER_BYTES as u32));
                 self.backend.metrics.packets_to_guest.increment();
             } else {
                 self.rx.unpop(&self.chain);
