@@ -47,6 +47,12 @@ pub fn finish(mut console: Console<IrqTrigger>) {
     if lost > 0 {
         log::warn!("{lost} bytes of console output found no reader");
     }
+    if console.lost_input() > 0 {
+        log::warn!(
+            "{} bytes typed at the console were lost: the guest did not take them",
+            console.lost_input()
+        );
+    }
 }
 
 /// Moves the bytes that can be moved, and does what was typed for the monitor.

@@ -20,7 +20,7 @@ use crate::{Backend, Error, OUTPUT_CAPACITY, ReadOutcome, SerialPort, WriteOutco
 const CHUNK: usize = 8 * 1024;
 
 /// Keystrokes that are kept for a guest that does not take them. More are read, for there may be an escape among them,
-/// but dropped.
+/// but dropped and counted.
 const TYPE_AHEAD: usize = 64 << 10;
 
 /// How long output collects after some was taken before the next is: longer than a guest takes from one byte to the
@@ -66,6 +66,8 @@ pub struct Console<T: Trigger> {
     listener_watch: Watch,
     /// Input that was read and that the guest has no room for yet.
     pending: VecDeque<u8>,
+    /// Bytes of input that were dropped.
+    lost_input: u64,
     /// None where all that is typed goes to the guest.
     escape: Option<Escape>,
     /// Limits the bytes of output.
@@ -102,6 +104,7 @@ impl<T: Trigger> Console<T> {
             output_watch: Watch::new(OUTPUT),
             listener_watch: Watch::new(LISTENER),
             pending: VecDeque::new(),
+            lost_input: 0,
             escape: Some(Escape::default()),
             limit: None,
             input_ready: false,
@@ -143,6 +146,11 @@ impl<T: Trigger> Console<T> {
     /// Bytes of output that nobody got.
     pub fn lost_output(&self) -> u64 {
         self.port().lost_output()
+    }
+
+    /// Bytes typed at a terminal that the guest did not take, and for which there was no room any more.
+    pub fn lost_input(&self) -> u64 {
+        self.lost_input
     }
 
     /// Where the bytes come from and go to.
@@ -272,6 +280,8 @@ impl<T: Trigger> Console<T> {
                     Some(escape) => event = escape.filter(input, &mut self.pending),
                     None => self.pending.extend(input),
                 }
+                let excess = self.pending.len().saturating_sub(TYPE_AHEAD);
+                self.lost_input = self.lost_input.saturating_add(excess as u64);
                 self.pending.truncate(TYPE_AHEAD);
                 self.push_pending();
             }

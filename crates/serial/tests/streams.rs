@@ -398,6 +398,30 @@ fn a_long_paste_into_the_terminal_arrives_whole_at_a_slow_guest() {
 }
 
 #[test]
+fn what_a_guest_that_reads_nothing_leaves_of_a_paste_is_counted_and_the_rest_is_in_order() {
+    const KEPT: usize = 64 << 10;
+    let (mut master, slave) = terminal();
+    let _raw = raw(&slave);
+    let (guest, mut console) = machine(streams(&slave, &null()));
+    let sent: Vec<u8> = pattern(100_000).iter().map(|byte| b'a' + byte % 26).collect();
+    let paste = sent.clone();
+    let typist = std::thread::spawn(move || master.write_all(&paste).map(|()| master).unwrap());
+    while !typist.is_finished() {
+        assert_eq!(settle(&mut console), None);
+    }
+    typist.join().unwrap();
+    assert_eq!(settle(&mut console), None);
+    let lost = usize::try_from(console.lost_input()).unwrap();
+    assert!(lost > 0 && lost <= sent.len() - KEPT, "{lost}");
+    let mut received = Vec::new();
+    serve_until(&mut console, || {
+        received.extend(guest.receive_all());
+        received.len() == sent.len() - lost
+    });
+    assert!(received == sent[..received.len()]);
+}
+
+#[test]
 fn ctrl_a_x_through_a_pipe_is_input_like_any_other() {
     let (reader, mut writer) = pipe().unwrap();
     let (guest, mut console) = machine(streams(&reader, &null()));
