@@ -25,8 +25,16 @@ fn without_separator(mut arguments: Vec<OsString>) -> Vec<OsString> {
 
 /// Runs a program with its output live, after the command.
 pub fn show(command: &mut Command) -> Result<()> {
+    show_again(command, 1, 0)
+}
+
+/// The same, up to `tries` times while its exit code is `again`.
+pub fn show_again(command: &mut Command, tries: u32, again: i32) -> Result<()> {
     println!("$ {}", describe(command));
     let status = command.status().doing(|| format!("cannot run {}", command.get_program().display()))?;
+    if tries > 1 && status.code() == Some(again) {
+        return show_again(command, tries - 1, again);
+    }
     let failed = || Error::Command { command: describe(command), detail: status.to_string() };
     if status.success() { Ok(()) } else { Err(failed()) }
 }

@@ -148,7 +148,7 @@ fn spec(prepared: &Prepared, root: PathBuf, program: &OsString, arguments: &[OsS
 }
 
 /// How many hosts a job gets.
-const TRIES: u32 = 3;
+pub const TRIES: u32 = 3;
 
 /// Runs a job in a nested host, its output going to ours.
 ///

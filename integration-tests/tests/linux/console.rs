@@ -3,10 +3,10 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use kindling_integration_tests::harness::{Guest, Stdio, jail};
+use kindling_integration_tests::harness::{BASE_CMDLINE, Guest, Stdio, jail};
 use sha2::{Digest, Sha256};
 
-use super::{END_LIMIT, output, ready};
+use super::{BOOT_LIMIT, END_LIMIT, output, ready};
 
 /// One byte at a time through an emulated UART in an emulated machine takes its time.
 const TRANSFER_LIMIT: Duration = Duration::from_secs(600);
@@ -64,6 +64,21 @@ fn guest_at_a_terminal() -> Guest {
 #[track_caller]
 fn terminal_is_restored(guest: &Guest) {
     assert_eq!(guest.terminal().unwrap(), guest.terminal_before().unwrap());
+}
+
+#[test]
+fn a_shell_on_a_terminal_is_interactive_and_its_end_is_the_guests() {
+    let cmdline = format!("{BASE_CMDLINE} cryptomgr.notests=1 kindling.init=shell loglevel=2");
+    let mut guest = Guest::builder().cmdline(cmdline).stdio(Stdio::Pty).start().unwrap();
+    guest.wait_for("Leave with `exit`", BOOT_LIMIT).unwrap();
+    guest.send(b"sleep 1000\r").unwrap();
+    guest.wait_for("sleep 1000", END_LIMIT).unwrap();
+    // Job control: Ctrl-C ends what runs and not the shell.
+    guest.send(b"\x03echo $((6 * 7))\r").unwrap();
+    guest.wait_for("\n42", END_LIMIT).unwrap();
+    guest.send(b"exit\r").unwrap();
+    assert_eq!(guest.wait_exit(END_LIMIT).unwrap().code(), Some(0), "{}", guest.console());
+    terminal_is_restored(&guest);
 }
 
 #[test]

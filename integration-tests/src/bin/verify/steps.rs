@@ -33,7 +33,7 @@ pub struct Passed {
 }
 
 /// All steps, cheap ones first.
-pub const STEPS: [Step; 12] = [
+pub const STEPS: [Step; 13] = [
     Step { name: "fmt", what: "the source is formatted", filterable: false, tools: &[], run: fmt },
     Step { name: "clippy", what: "no lint has a complaint", filterable: false, tools: &[], run: clippy },
     Step {
@@ -86,6 +86,13 @@ pub const STEPS: [Step; 12] = [
         filterable: true,
         tools: &[],
         run: guests::clients,
+    },
+    Step {
+        name: "demo",
+        what: "the demo boots a guest, asks it about itself and powers it off",
+        filterable: false,
+        tools: &[],
+        run: guests::demo,
     },
     Step {
         name: "fuzz",
