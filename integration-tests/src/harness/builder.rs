@@ -5,6 +5,7 @@ use std::io;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command};
+use std::time::Duration;
 
 use super::{Console, Guest, Tap, image, tap, vmm_path};
 use crate::error::{Context, Result};
@@ -43,6 +44,9 @@ pub fn default_cmdline() -> String {
     format!("{BASE_CMDLINE} cryptomgr.notests=1 kindling.init=agent")
 }
 
+/// Far more than any test needs, and short enough for a report of one that hangs.
+pub const LIFE: Duration = Duration::from_secs(20 * 60);
+
 /// Says what guest to start.
 #[derive(Clone, Debug)]
 pub struct Builder {
@@ -58,6 +62,7 @@ pub struct Builder {
     all_arguments: Option<Vec<OsString>>,
     stdio: Stdio,
     namespace: Option<PathBuf>,
+    life: Duration,
 }
 
 impl Default for Builder {
@@ -74,6 +79,7 @@ impl Default for Builder {
             all_arguments: None,
             stdio: Stdio::default(),
             namespace: None,
+            life: LIFE,
         }
     }
 }
@@ -163,6 +169,13 @@ impl Builder {
         self
     }
 
+    /// How long the monitor may live before it is killed; twenty minutes if not said.
+    #[must_use]
+    pub fn life(mut self, life: Duration) -> Self {
+        self.life = life;
+        self
+    }
+
     /// What to boot from, in place of what the environment names.
     #[must_use]
     pub fn image(mut self, image: GuestImage) -> Self {
@@ -196,8 +209,8 @@ impl Builder {
             tap::enter(path, &mut command)?;
         }
         let started = match self.stdio {
-            Stdio::Pipes => spawn_with_pipes(command),
-            Stdio::Pty => spawn_with_pty(command),
+            Stdio::Pipes => spawn_with_pipes(command, self.life),
+            Stdio::Pty => spawn_with_pty(command, self.life),
         };
         started.doing(|| format!("cannot start {}", program.display()))
     }
@@ -219,15 +232,15 @@ impl Builder {
 }
 
 /// Takes the command, because the copies of the child's ends in it would keep the pipes open past the child's end.
-fn spawn_with_pipes(mut command: Command) -> io::Result<Guest> {
+fn spawn_with_pipes(mut command: Command, life: Duration) -> io::Result<Guest> {
     let (output, output_end) = io::pipe()?;
     let (input_end, input) = io::pipe()?;
     command.stdin(input_end).stdout(output_end.try_clone()?).stderr(output_end);
     let child = spawn(&mut command)?;
-    Ok(Guest::new(child, Console::new(output, Some(Box::new(input)))))
+    Guest::new(child, Console::new(output, Some(Box::new(input))), life)
 }
 
-fn spawn_with_pty(mut command: Command) -> io::Result<Guest> {
+fn spawn_with_pty(mut command: Command, life: Duration) -> io::Result<Guest> {
     let (controller, terminal) = open_pty()?;
     let before = Settings::of(&terminal)?;
     command.stdin(terminal.try_clone()?).stdout(terminal.try_clone()?).stderr(terminal);
@@ -235,7 +248,7 @@ fn spawn_with_pty(mut command: Command) -> io::Result<Guest> {
     unsafe { command.pre_exec(become_session_leader) };
     let child = spawn(&mut command)?;
     let (input, output) = (controller.try_clone()?, controller.try_clone()?);
-    let guest = Guest::new(child, Console::new(output, Some(Box::new(input))));
+    let guest = Guest::new(child, Console::new(output, Some(Box::new(input))), life)?;
     Ok(guest.with_terminal(controller, before))
 }
 

@@ -1,6 +1,7 @@
 //! A guest under the `vmm` under test, with its console in the test's hands.
 
 use std::fs::File;
+use std::io;
 use std::process::{Child, ExitStatus};
 use std::time::Duration;
 
@@ -30,14 +31,10 @@ impl Guest {
         Builder::default()
     }
 
-    /// Takes over a process whose standard streams are a guest's console.
-    pub fn new(child: Child, console: Console) -> Self {
-        Self {
-            process: Process::new(child, "the monitor"),
-            agent: Agent::new(console),
-            pty: None,
-            failed: false,
-        }
+    /// Takes over a process whose standard streams are a guest's console, and which may live for so long.
+    pub fn new(child: Child, console: Console, life: Duration) -> io::Result<Self> {
+        let process = Process::limited(child, "the monitor", life)?;
+        Ok(Self { process, agent: Agent::new(console), pty: None, failed: false })
     }
 
     /// With the controlling end of the monitor's terminal, and the settings that the terminal had before the start.
@@ -136,6 +133,14 @@ impl Guest {
         self.agent.console.text()
     }
 
+    /// What a failed test shows of the console.
+    fn report(&self) -> String {
+        let lines = self.agent.console.last_lines(LINES_SHOWN);
+        format!(
+            "---- last {LINES_SHOWN} lines of the guest's console ----\n{lines}\n---- end of the guest's console ----"
+        )
+    }
+
     fn note<T>(&mut self, result: Result<T>) -> Result<T> {
         self.failed |= result.is_err();
         result
@@ -145,9 +150,7 @@ impl Guest {
 impl Drop for Guest {
     fn drop(&mut self) {
         if self.failed || std::thread::panicking() {
-            eprintln!("---- last {LINES_SHOWN} lines of the guest's console ----");
-            eprintln!("{}", self.agent.console.last_lines(LINES_SHOWN));
-            eprintln!("---- end of the guest's console ----");
+            eprintln!("{}", self.report());
         }
     }
 }
@@ -219,6 +222,17 @@ mod tests {
         assert_eq!(guest.wait_exit(SOON).unwrap().code(), Some(4));
         assert!(guest.terminal().unwrap().echoes());
         assert!(guest.terminal_before().unwrap().echoes());
+    }
+
+    #[test]
+    fn a_test_that_would_wait_for_ever_ends_and_has_the_console_in_its_report() {
+        let hanging = script("echo last words; exec sleep 1000").life(Duration::from_millis(300));
+        let mut guest = hanging.start().unwrap();
+        guest.wait_for("last words", SOON).unwrap();
+        // More than a pipe holds, and nobody reads it.
+        let error = guest.send(&[b'x'; 1 << 20]).unwrap_err();
+        assert!(error.to_string().contains("cannot send 1048576 bytes"), "{error}");
+        assert!(guest.failed && guest.report().contains("\nlast words\n"), "{}", guest.report());
     }
 
     #[test]

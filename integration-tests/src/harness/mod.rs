@@ -23,7 +23,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use agent::{Agent, Output};
-pub use builder::{BASE_CMDLINE, Builder, Kernel, Stdio, default_cmdline};
+pub use builder::{BASE_CMDLINE, Builder, Kernel, LIFE, Stdio, default_cmdline};
 pub use connection::Connection;
 pub use console::Console;
 pub use files::SCRATCH_VARIABLE;

@@ -1,6 +1,9 @@
 //! A process of a test: signalled by its own id, waited for within limits, killed and reaped at the end of the test.
 
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::process::{Child, ExitStatus};
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
 use super::scaled;
@@ -14,12 +17,36 @@ pub struct Process {
     child: Child,
     status: Option<ExitStatus>,
     what: String,
+    /// Whose end ends the watch over the time that the process may live.
+    _alive: Option<Sender<()>>,
 }
 
 impl Process {
     /// Takes over a child; `what` names it in messages.
     pub fn new(child: Child, what: &str) -> Self {
-        Self { child, status: None, what: what.to_owned() }
+        Self { child, status: None, what: what.to_owned(), _alive: None }
+    }
+
+    /// The same for a child that is killed when it has lived for `life`. Whoever waits for something of it, even without a
+    /// limit, then learns that it has ended.
+    pub fn limited(child: Child, what: &str, life: Duration) -> io::Result<Self> {
+        let mut process = Self::new(child, what);
+        let pid = libc::pid_t::try_from(process.id()).unwrap_or(libc::pid_t::MAX);
+        // SAFETY: the call takes numbers. The child has not been reaped, so the id is still its own.
+        let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+        let fd = libc::c_int::try_from(fd).ok().filter(|fd| *fd >= 0).ok_or_else(io::Error::last_os_error)?;
+        // SAFETY: the descriptor was just made and nothing else owns it.
+        let watched = unsafe { OwnedFd::from_raw_fd(fd) };
+        let (alive, ended) = mpsc::channel();
+        let (life, name) = (scaled(life), what.to_owned());
+        std::thread::spawn(move || {
+            if ended.recv_timeout(life) == Err(RecvTimeoutError::Timeout) {
+                eprintln!("{name} has lived for {life:?}: whatever its test waits for, it is ended");
+                kill(&watched);
+            }
+        });
+        process._alive = Some(alive);
+        Ok(process)
     }
 
     /// Its process id. After its end has been seen, the number may be another process's.
@@ -63,6 +90,12 @@ impl Process {
     }
 }
 
+fn kill(process: &OwnedFd) {
+    let no_info = std::ptr::null::<libc::siginfo_t>();
+    // SAFETY: without further information the call takes numbers. It fails only for a process that is gone.
+    unsafe { libc::syscall(libc::SYS_pidfd_send_signal, process.as_raw_fd(), libc::SIGKILL, no_info, 0) };
+}
+
 impl Drop for Process {
     fn drop(&mut self) {
         if self.status.is_none() {
@@ -100,6 +133,18 @@ mod tests {
         assert!(std::fs::exists(&stat).unwrap());
         drop(process);
         assert!(!std::fs::exists(&stat).unwrap());
+    }
+
+    #[test]
+    fn a_process_that_outlives_its_limit_is_killed_and_no_other() {
+        use std::os::unix::process::ExitStatusExt;
+        let start = |life: u64| {
+            let child = Command::new("sleep").arg("1000").spawn().unwrap();
+            Process::limited(child, "the sleeper", Duration::from_millis(life)).unwrap()
+        };
+        let (mut short, mut long) = (start(20), start(100_000));
+        assert_eq!(short.wait(Duration::from_secs(10)).unwrap().signal(), Some(libc::SIGKILL));
+        assert_eq!(long.status().unwrap(), None);
     }
 
     #[test]

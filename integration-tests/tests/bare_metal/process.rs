@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use kindling_integration_tests::bare_metal::Images;
-use kindling_integration_tests::harness::{Console, Process, scaled, vmm_path};
+use kindling_integration_tests::harness::{Console, LIFE, Process, scaled, vmm_path};
 use kindling_integration_tests::landlock::is_complete;
 use kindling_integration_tests::progress::Progress;
 use kindling_integration_tests::run::die_with_parent;
@@ -17,6 +17,9 @@ use kindling_integration_tests::workspace::VMM;
 
 /// Far beyond what anything here takes on a busy machine whose KVM is slow.
 pub const LIMIT: Duration = Duration::from_secs(120);
+
+/// How much of what was printed a failed test shows.
+const LINES_SHOWN: usize = 100;
 
 /// The guest's images.
 pub fn images() -> &'static Images {
@@ -78,7 +81,7 @@ impl Vmm {
             Some(stdout) => Console::new(stdout, stdin),
             None => Console::new(std::io::empty(), stdin),
         };
-        Self { process: Process::new(child, "vmm"), console, errors }
+        Self { process: Process::limited(child, "vmm", LIFE).unwrap(), console, errors }
     }
 
     /// Waits until the guest has printed `text`.
@@ -170,6 +173,15 @@ impl Vmm {
                 (status, Ended { output: self.console.text(), errors: self.errors.text() })
             }
             Err(error) => panic!("{error}; the output: {}", self.console.text()),
+        }
+    }
+}
+
+impl Drop for Vmm {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("---- the guest's console ----\n{}", self.console.last_lines(LINES_SHOWN));
+            eprintln!("---- standard error ----\n{}", self.errors.last_lines(LINES_SHOWN));
         }
     }
 }

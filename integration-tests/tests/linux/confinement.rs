@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use kindling_api::client::Client;
-use kindling_integration_tests::harness::{Guest, Tap, default_cmdline, files, image};
+use kindling_integration_tests::harness::{Guest, LIFE, Tap, default_cmdline, files, image};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -51,7 +51,8 @@ impl Machine {
         {
             arguments.extend([option.into(), path(name).into_os_string()]);
         }
-        let mut guest = ready(Guest::builder().arguments(arguments).tap(&tap));
+        let life = LIFE + Duration::from_secs(soak_seconds());
+        let mut guest = ready(Guest::builder().arguments(arguments).tap(&tap).life(life));
         output(
             &mut guest,
             &format!(
@@ -248,9 +249,13 @@ fn bound_threads(guest: &Guest) -> usize {
     theirs.len()
 }
 
+fn soak_seconds() -> u64 {
+    seconds("KINDLING_SOAK_SECONDS", 12)
+}
+
 #[test]
 fn a_guest_with_every_device_under_load_makes_no_forbidden_call() {
-    let seconds = seconds("KINDLING_SOAK_SECONDS", 12);
+    let seconds = soak_seconds();
     let start = Instant::now();
     let mut machine = Machine::start();
     let threads = bound_threads(&machine.guest);
