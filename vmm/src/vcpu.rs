@@ -4,6 +4,7 @@
 //! current one, so there is no moment at which the request could be missed. The [`Gate`] says what is wanted of it then.
 
 use std::io;
+use std::mem::ManuallyDrop;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering, fence};
@@ -55,6 +56,8 @@ impl Vcpu {
             .name(format!("vcpu {index}"))
             .stack_size(STACK_BYTES)
             .spawn(move || {
+                // A panic that unwinds leaves it open: others may still kick this vCPU.
+                let mut fd = ManuallyDrop::new(fd);
                 match shared.confinement.apply(Thread::Vcpu) {
                     Ok(()) => {
                         let immediate_exit = ImmediateExit::of(&mut fd);
@@ -67,7 +70,7 @@ impl Vcpu {
                         shared.gate.end();
                     }
                 }
-                fd
+                ManuallyDrop::into_inner(fd)
             })?;
         Ok(Vcpu { thread, immediate_exit })
     }
@@ -96,9 +99,9 @@ impl ImmediateExit {
     }
 
     fn set(&self, value: u8) {
-        // SAFETY: the pointer leads into the `kvm_run` mapping of a `VcpuFd` that its thread owns while it runs and
-        // keeps as its result until it is joined, and joining consumes the `Vcpu` that holds this value. All access to
-        // this byte is atomic; KVM reads it when it enters the guest.
+        // SAFETY: the pointer leads into the `kvm_run` mapping of a `VcpuFd` that its thread owns, does not drop, and keeps
+        // as its result until it is joined, and joining consumes the `Vcpu` that holds this value. All access to this byte
+        // is atomic; KVM reads it when it enters the guest.
         unsafe { self.0.as_ref() }.store(value, Ordering::SeqCst);
     }
 }
