@@ -3,7 +3,7 @@
 //!
 //!     cargo bench --package kindling-integration-tests --bench jailer [-- ROUNDS]
 //!
-//! The program is the probe, a static one that prints its processor time and ends. It runs beside itself without a jailer,
+//! The program is the probe, a static one that prints its processor time and ends, in a file of the size of `vmm`. It runs beside itself without a jailer,
 //! in turn, in the same run; the table shows medians and the difference, which is the jailer's. So many are started at a
 //! time, each with an id of its own; all folders are removed between rounds, which is not measured.
 //!
@@ -13,7 +13,9 @@
 mod rate;
 
 use std::fmt::Write as _;
+use std::fs::Permissions;
 use std::io::{Error, Read, Result};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -36,9 +38,11 @@ fn main() {
 
 fn bench(rounds: usize) -> std::result::Result<String, Box<dyn std::error::Error>> {
     let progress = Progress::new();
-    let probe = JAIL_PROBE.build(&progress)?;
     let jailer = JAILER.build(&progress)?;
+    let vmm = vmm_path().or_else(|_| VMM.build(&progress))?;
     let place = tempfile::tempdir()?;
+    let probe = place.path().join("probe");
+    enlarged(&JAIL_PROBE.build(&progress)?, &probe, std::fs::metadata(&vmm)?.len())?;
     let base = place.path().join("jails");
     let bare = |_| {
         let mut command = Command::new(&probe);
@@ -92,11 +96,19 @@ fn bench(rounds: usize) -> std::result::Result<String, Box<dyn std::error::Error
     }
     let programs = rate::Programs {
         jailer,
-        vmm: vmm_path().or_else(|_| VMM.build(&progress))?,
+        vmm,
         floor: FLOOR.build(&progress)?,
         image: Images::build(&progress)?.exit,
     };
     Ok(format!("{table}\n{}", rate::table(&programs, &base, rounds.div_ceil(10))?))
+}
+
+/// Copies a program to a file of at least `size` bytes; nothing of it uses what is behind its own.
+fn enlarged(program: &Path, copy: &Path, size: u64) -> Result<()> {
+    let mut bytes = std::fs::read(program)?;
+    bytes.resize(bytes.len().max(usize::try_from(size).unwrap_or_default()), 0xa5);
+    std::fs::write(copy, bytes)?;
+    std::fs::set_permissions(copy, Permissions::from_mode(0o755))
 }
 
 /// What one start took.
