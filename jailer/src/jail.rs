@@ -6,7 +6,7 @@
 //! reach it: it tells the next start whether somebody lives in this jail.
 
 use std::ffi::{CStr, CString};
-use std::fs::{self, File};
+use std::fs::{self, File, Metadata};
 use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
@@ -101,17 +101,19 @@ impl Jail {
         text.trim_end().parse().ok()
     }
 
-    /// Whether a process has this jail's root for its own. Its number alone would not do: it may be another's by now.
+    /// Whether a thread of a process has this jail's root for its own. The number of the process alone would not do: it may
+    /// be another's by now. Nor would its first thread: that may have ended while another still waits for a disk.
     fn lives_here(&self, pid: u32) -> Result<bool, Error> {
         let proc = Path::new("/proc/self");
         fs::symlink_metadata(proc).map_err(Error::file("see who is running in", proc))?;
         let here = self.root.file.metadata().map_err(Error::file("look at folder", &self.root.path))?;
-        match fs::metadata(format!("/proc/{pid}/root")) {
-            Ok(root) => Ok((root.dev(), root.ino()) == (here.dev(), here.ino())),
-            // No such process, or one that has ended and was not waited for.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-            // Somebody is there and cannot be seen.
-            Err(_) => Ok(true),
+        match fs::read_dir(format!("/proc/{pid}/task")) {
+            Ok(mut threads) => Ok(threads.any(|thread| match thread {
+                Ok(thread) => thread_lives_in(&here, &thread.path()),
+                Err(error) => !is_gone(&error),
+            })),
+            // Unless it is gone, somebody is there and cannot be seen.
+            Err(error) => Ok(!is_gone(&error)),
         }
     }
 
@@ -160,6 +162,30 @@ fn lock(place: &Folder, undo: &mut Undo) -> Result<(), Error> {
     Ok(())
 }
 
+/// Whether the thread of a folder in /proc has `here` for its root, or may still be writing to what it had open there.
+fn thread_lives_in(here: &Metadata, thread: &Path) -> bool {
+    match fs::metadata(thread.join("root")) {
+        Ok(root) => (root.dev(), root.ino()) == (here.dev(), here.ino()),
+        // A thread that is ending gives up its root first, and then closes its files.
+        Err(_) => match fs::read(thread.join("stat")) {
+            Ok(stat) => !has_ended(&stat),
+            Err(error) => !is_gone(&error),
+        },
+    }
+}
+
+/// Whether a thread's line in /proc (proc_pid_stat(5)) tells that it has ended, and was not waited for.
+fn has_ended(stat: &[u8]) -> bool {
+    // The name before the state may hold anything, parentheses as well.
+    let behind_name = stat.rsplit(|byte| *byte == b')').next();
+    behind_name.is_some_and(|fields| matches!(fields, [b' ', b'Z' | b'X', ..]))
+}
+
+/// Whether a file of /proc could not be read because there is no such process or thread any more.
+fn is_gone(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH))
+}
+
 /// The name that the path of the executable ends in, as it was given.
 pub(crate) fn executable_name(path: &Path) -> Result<CString, Error> {
     let name = path.file_name().map(OsStrExt::as_bytes).unwrap_or_default();
@@ -167,5 +193,19 @@ pub(crate) fn executable_name(path: &Path) -> Result<CString, Error> {
         b"" => Err(Error::option("--exec-file", "must end in the name of a file")),
         b"dev" | b"run" => Err(Error::option("--exec-file", "must not be called as a folder of the jail is")),
         name => c_string(name, path),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_has_ended_when_the_state_behind_its_name_says_so() {
+        assert!(has_ended(b"7 (vmm) Z 1 7 7"));
+        assert!(has_ended(b"7 (vmm) X 1 7 7"));
+        assert!(!has_ended(b"7 (vmm) D 1 7 7"));
+        assert!(!has_ended(b"7 (a) Z 1) S 1 7 7"));
+        assert!(!has_ended(b""));
     }
 }

@@ -43,6 +43,17 @@ fn a_jail_that_somebody_lives_in_is_refused_until_it_ends() {
 }
 
 #[test]
+fn a_jail_is_lived_in_until_the_last_thread_ends_and_not_only_the_first() {
+    let place = Place::new();
+    let jailed = Jailed::start(&mut place.jailer_for(&NONE, &["headless"]));
+    wait(|| jailed.status("State")[0] == "Z");
+    let line = place.refused(&NONE);
+    assert!(line.contains(&format!("is in use: process {} lives in it", jailed.pid)), "{line}");
+    jailed.end();
+    Jailed::start(&mut place.jailer(&NONE)).end();
+}
+
+#[test]
 fn a_jailer_that_is_still_at_it_keeps_the_second_out() {
     let place = Place::new();
     Jailed::start(&mut place.jailer(&NONE)).end();

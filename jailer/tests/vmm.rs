@@ -12,7 +12,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::OnceLock;
 use std::time::Instant;
 
-use common::{GID, LIMIT, Place, UID, give, wait};
+use common::{GID, LIMIT, Place, UID, give, has_ended, wait};
 use kindling_integration_tests::bare_metal::Images;
 use kindling_integration_tests::harness::{Process, vmm_path};
 use kindling_integration_tests::landlock::is_complete;
@@ -134,7 +134,7 @@ fn a_monitor_in_the_background_is_ended_by_a_signal_to_the_number_that_it_left()
     for options in [&["--daemonize"][..], &["--new-pid-ns"], &["--daemonize", "--new-pid-ns"]] {
         let status = place.jailer_for(options, &["--api-sock", "api.socket"]).stdout(Stdio::null()).status();
         assert_eq!(status.unwrap().code(), Some(0));
-        let pid: i32 = fs::read_to_string(place.base().join("vmm/a/pid")).unwrap().parse().unwrap();
+        let pid: u32 = fs::read_to_string(place.base().join("vmm/a/pid")).unwrap().parse().unwrap();
         let socket = place.root().join("api.socket");
         start_guest(&socket, "spin");
         // A thread names itself.
@@ -144,8 +144,8 @@ fn a_monitor_in_the_background_is_ended_by_a_signal_to_the_number_that_it_left()
             names.flatten().any(|name| name == "vcpu 0\n")
         });
         // SAFETY: the call takes numbers; the process is this test's.
-        assert_eq!(unsafe { libc::kill(pid, libc::SIGTERM) }, 0);
-        wait(|| fs::metadata(format!("/proc/{pid}/root")).is_err());
+        assert_eq!(unsafe { libc::kill(pid.cast_signed(), libc::SIGTERM) }, 0);
+        wait(|| has_ended(pid));
         fs::remove_file(socket).unwrap();
     }
 }

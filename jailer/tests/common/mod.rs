@@ -267,9 +267,16 @@ impl Drop for Jailed {
         } else if self.left_behind {
             // SAFETY: the call takes numbers. The process is ours: nobody but this ends it.
             unsafe { libc::kill(self.pid.cast_signed(), libc::SIGKILL) };
-            wait(|| fs::metadata(format!("/proc/{}/root", self.pid)).is_err());
+            wait(|| has_ended(self.pid));
         }
     }
+}
+
+/// Whether a process has ended with all its threads; nobody may have waited for it yet.
+pub fn has_ended(pid: u32) -> bool {
+    let Ok(status) = fs::read_to_string(format!("/proc/{pid}/status")) else { return true };
+    let has = |start| status.lines().any(|line| line.starts_with(start));
+    (has("State:\tZ") || has("State:\tX")) && status.lines().any(|line| line == "Threads:\t1")
 }
 
 /// Waits until something is so.
