@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 mod cgroup;
+mod child;
 pub mod cli;
 pub mod error;
 mod executable;
@@ -14,14 +15,14 @@ mod time;
 mod undo;
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, PipeWriter, Read, Write};
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use cgroup::Cgroups;
 use cli::Options;
-use error::{Error, one_line};
+use error::Error;
 use executable::Executable;
 use folders::Owner;
 use inside::Inside;
@@ -34,9 +35,6 @@ use undo::Undo;
 pub const EXIT_FAILED: u8 = 1;
 /// The command line is wrong.
 pub const EXIT_BAD_ARGUMENTS: u8 = 153;
-
-/// What a child writes when all that is left to do is `execve`.
-const READY: u8 = b'.';
 
 /// Closes every descriptor but standard input, output and error: whoever started the process may have left some open.
 pub fn close_descriptors() -> Result<(), Error> {
@@ -77,68 +75,11 @@ fn build(options: &Options, start: StartTimes, undo: &mut Undo) -> Result<(), Er
     let inside = Inside { options, owner, name: &jail.name, mounts, cgroups, null, umask, start };
 
     if options.daemonize || options.new_pid_ns {
-        start_child(inside, &jail, undo)
+        child::start(inside, &jail, undo)
     } else {
         jail.record(std::process::id(), undo)?;
         Err(inside.execute(undo, || Ok(())))
     }
-}
-
-/// Runs the monitor in a child, and waits until it has been executed.
-fn start_child(mut inside: Inside<'_>, jail: &Jail, undo: &mut Undo) -> Result<(), Error> {
-    let doing = "start a process for the monitor";
-    let (mut reader, writer) = io::pipe().map_err(Error::process(doing))?;
-    if inside.options.new_pid_ns {
-        sys::unshare(libc::CLONE_NEWPID).map_err(Error::process("make a process ID namespace"))?;
-    }
-    inside.start.before_fork();
-    // SAFETY: the process has one thread, so that its child can go on as it did.
-    match sys::check(unsafe { libc::fork() }).map_err(Error::process(doing))? {
-        0 => {
-            drop(reader);
-            become_monitor(inside, writer)
-        }
-        pid => {
-            // Process numbers are positive and fit into 31 bits.
-            let pid = pid as libc::pid_t;
-            drop(writer);
-            let result = jail.record(pid.unsigned_abs(), undo).and_then(|()| {
-                let mut report = Vec::new();
-                reader.read_to_end(&mut report).map_err(Error::process("hear of the monitor's process"))?;
-                understand(&report)
-            });
-            if result.is_err() {
-                // SAFETY: the calls take numbers; nobody else waits for the child, so that the number is its own.
-                unsafe {
-                    libc::kill(pid, libc::SIGKILL);
-                    libc::waitpid(pid, std::ptr::null_mut(), 0);
-                }
-            }
-            result
-        }
-    }
-}
-
-/// What a child's report says of it: nothing but that it was ready, if the pipe was closed by `execve`.
-fn understand(report: &[u8]) -> Result<(), Error> {
-    match report.strip_prefix(&[READY]).unwrap_or(report) {
-        [] if report.is_empty() => {
-            Err(Error::Child("the monitor's process ended before it began".to_owned()))
-        }
-        [] => Ok(()),
-        text => Err(Error::Child(String::from_utf8_lossy(text).into_owned())),
-    }
-}
-
-/// What the child does; its parent takes back what fails.
-fn become_monitor(inside: Inside<'_>, mut report: PipeWriter) -> ! {
-    let error = match report.try_clone() {
-        Ok(mut ready) => inside.execute(&mut Undo::default(), || ready.write_all(&[READY])),
-        Err(error) => Error::process("keep the pipe for errors")(error),
-    };
-    let _ = report.write_all(one_line(&error).as_bytes());
-    // SAFETY: the call does not return; what would run at an exit is the parent's.
-    unsafe { libc::_exit(EXIT_FAILED.into()) }
 }
 
 /// A folder among the standard streams would be a way out of the jail.
@@ -171,18 +112,4 @@ fn join_network(path: &Path) -> Result<(), Error> {
     sys::check(unsafe { libc::setns(file.as_raw_fd(), libc::CLONE_NEWNET) })
         .map_err(Error::file("join network namespace", path))
         .map(drop)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_a_child_that_was_ready_and_said_nothing_more_has_been_executed() {
-        assert!(understand(b".").is_ok());
-        let error = |report: &[u8]| understand(report).unwrap_err().to_string();
-        assert!(error(b"").contains("ended before"));
-        assert_eq!(error(b"cannot mount"), "cannot mount");
-        assert_eq!(error(b".cannot execute"), "cannot execute");
-    }
 }

@@ -13,10 +13,46 @@ use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use common::{Jailed, Place, STRANGER, UID, command, give, wait};
+use common::{Jailed, Place, STRANGER, UID, command, give, has_ended, wait};
 use kindling_integration_tests::harness::Process;
 
 const NONE: [&str; 0] = [];
+
+/// Starts a jailer that the calling thread traces, and stops it when it has forked and done nothing else yet. Returns it and its
+/// child, which goes on by itself.
+fn stopped_at_fork(command: &mut Command) -> (Process, libc::pid_t) {
+    let trace_me = || {
+        // SAFETY: the call takes numbers.
+        match unsafe { libc::ptrace(libc::PTRACE_TRACEME, 0, 0, 0) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    };
+    // SAFETY: the closure only makes a system call.
+    let jailer = unsafe { command.pre_exec(trace_me) }.spawn().unwrap();
+    let pid = jailer.id().cast_signed();
+    let jailer = Process::new(jailer, "jailer");
+    let stopped = |pid, by| {
+        let mut status = 0;
+        // SAFETY: the call writes one number. The process is traced by this thread.
+        assert_eq!(unsafe { libc::waitpid(pid, &raw mut status, libc::__WALL) }, pid);
+        assert!(libc::WIFSTOPPED(status) && status >> 8 == by, "{status:x}");
+    };
+    stopped(pid, libc::SIGTRAP);
+    let mut child: libc::c_ulong = 0;
+    // SAFETY: the calls take numbers, and the last one writes one. The process is traced by this thread, and stopped.
+    unsafe {
+        assert_eq!(libc::ptrace(libc::PTRACE_SETOPTIONS, pid, 0, libc::PTRACE_O_TRACEFORK), 0);
+        assert_eq!(libc::ptrace(libc::PTRACE_CONT, pid, 0, 0), 0);
+        stopped(pid, libc::SIGTRAP | libc::PTRACE_EVENT_FORK << 8);
+        assert_eq!(libc::ptrace(libc::PTRACE_GETEVENTMSG, pid, 0, &raw mut child), 0);
+    }
+    let child = libc::pid_t::try_from(child).unwrap();
+    stopped(child, libc::SIGSTOP);
+    // SAFETY: as above, for the child.
+    assert_eq!(unsafe { libc::ptrace(libc::PTRACE_DETACH, child, 0, 0) }, 0);
+    (jailer, child)
+}
 
 /// What jailers lock.
 fn lock_file(place: &Place) -> PathBuf {
@@ -51,6 +87,25 @@ fn a_jail_is_lived_in_until_the_last_thread_ends_and_not_only_the_first() {
     assert!(line.contains(&format!("is in use: process {} lives in it", jailed.pid)), "{line}");
     jailed.end();
     Jailed::start(&mut place.jailer(&NONE)).end();
+}
+
+#[test]
+fn a_jailer_that_is_killed_before_it_records_the_monitor_leaves_none() {
+    for options in [&["--daemonize"][..], &["--new-pid-ns"], &["--daemonize", "--new-pid-ns"]] {
+        let place = Place::new();
+        let report = place.root().join("report");
+        let (jailer, child) = stopped_at_fork(&mut place.jailer_for(options, &["/report"]));
+        let child = child.unsigned_abs();
+        // The child has come as far as it does: it runs the probe, or waits for a byte.
+        let waiting = format!("{} ", libc::SYS_read);
+        let call = || fs::read_to_string(format!("/proc/{child}/syscall")).unwrap_or_default();
+        wait(|| report.exists() || call().starts_with(&waiting));
+        assert!(!place.root().join("vmm.pid").exists(), "the jailer is stopped");
+        drop(jailer);
+        wait(|| report.exists() || has_ended(child));
+        assert!(!report.exists(), "a monitor runs that nobody knows of");
+        Jailed::start(&mut place.jailer(&NONE)).end();
+    }
 }
 
 #[test]
