@@ -4,7 +4,9 @@
 //! that is not on record would keep no second one out. By the other the child reports. `execve` closes that pipe, and
 //! what is in it tells how it went.
 
+use std::fs;
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
+use std::mem;
 
 use crate::EXIT_FAILED;
 use crate::error::{Error, one_line};
@@ -40,7 +42,7 @@ pub(crate) fn start(mut inside: Inside<'_>, jail: &Jail, undo: &mut Undo) -> Res
             let pid = pid as libc::pid_t;
             drop(writer);
             drop(go_reader);
-            let result = jail.record(pid.unsigned_abs(), undo).and_then(|()| follow(go_writer, reader));
+            let result = jail.record(pid.unsigned_abs(), undo).and_then(|()| follow(pid, go_writer, reader));
             if result.is_err() {
                 // SAFETY: the calls take numbers; nobody else waits for the child, so that the number is its own.
                 unsafe {
@@ -54,13 +56,21 @@ pub(crate) fn start(mut inside: Inside<'_>, jail: &Jail, undo: &mut Undo) -> Res
 }
 
 /// Lets the child go on, and waits until it has executed the monitor or failed.
-fn follow(mut go: PipeWriter, mut reader: PipeReader) -> Result<(), Error> {
+fn follow(pid: libc::pid_t, mut go: PipeWriter, mut reader: PipeReader) -> Result<(), Error> {
     // A child that is not there to read it reports nothing, either.
     let _ = go.write_all(&[RECORDED]);
     let doing = "hear of the monitor's process";
     let mut report = Vec::new();
     reader.read_to_end(&mut report).map_err(Error::process(doing))?;
-    understand(&report)
+    understand(&report)?;
+    match killed_by(pid).map_err(Error::process(doing))? {
+        Some(signal) => {
+            let hint = "is its file damaged, or memory short?";
+            let fault = format!("signal {signal} ended the monitor's process as it was executed ({hint})");
+            Err(Error::Child(fault))
+        }
+        None => Ok(()),
+    }
 }
 
 /// What a child's report says of it: nothing but that it was ready, if the pipe was closed by `execve`.
@@ -72,6 +82,22 @@ fn understand(report: &[u8]) -> Result<(), Error> {
         [] => Ok(()),
         text => Err(Error::Child(String::from_utf8_lossy(text).into_owned())),
     }
+}
+
+/// The signal that has ended a child, whose end of the pipe is closed: an `execve` that fails when it has discarded the old
+/// program already cannot return, and ends the process instead. The child is left to be waited for.
+fn killed_by(pid: libc::pid_t) -> io::Result<Option<i32>> {
+    // The kernel closes the pipe just before that end. But a program that it has put in place has a command line.
+    let is_ending = fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.is_empty());
+    let wait = if is_ending { 0 } else { libc::WNOHANG };
+    // SAFETY: all zeros is a valid `siginfo_t`.
+    let mut info: libc::siginfo_t = unsafe { mem::zeroed() };
+    let flags = libc::WEXITED | libc::WNOWAIT | wait;
+    // SAFETY: the call writes one `siginfo_t`.
+    check(unsafe { libc::waitid(libc::P_PID, pid.unsigned_abs(), &raw mut info, flags) })?;
+    let was_killed = matches!(info.si_code, libc::CLD_KILLED | libc::CLD_DUMPED);
+    // SAFETY: the call has filled in what there is to an ended child, or has left zeros.
+    Ok(was_killed.then(|| unsafe { info.si_status() }))
 }
 
 /// What the child does; its parent takes back what fails.

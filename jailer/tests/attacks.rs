@@ -167,65 +167,6 @@ fn ids_that_lead_elsewhere_are_bad_command_lines() {
 }
 
 #[test]
-fn an_executable_that_is_none_is_refused() {
-    let place = Place::new();
-    let with = |path: &Path| {
-        let before = place.listing();
-        let line = failed(&command("a", path, &place.base()).output().unwrap());
-        assert_eq!(place.listing(), before, "{line}");
-        line
-    };
-    let path = |name: &str| place.path().join(name);
-    assert!(with(&path("nowhere")).contains("cannot open executable"));
-    fs::create_dir(path("folder")).unwrap();
-    assert!(with(&path("folder")).contains("folder is not an executable file"));
-    run("mkfifo", &["-m", "755", path("fifo").to_str().unwrap()]);
-    assert!(with(&path("fifo")).contains("fifo is not an executable file"));
-    fs::write(path("data"), "x").unwrap();
-    fs::set_permissions(path("data"), Permissions::from_mode(0o644)).unwrap();
-    assert!(with(&path("data")).contains("data is not an executable file"));
-    fs::set_permissions(path("data"), Permissions::from_mode(0o757)).unwrap();
-    assert!(with(&path("data")).contains("can be written by anybody"));
-    fs::set_permissions(path("data"), Permissions::from_mode(0o755)).unwrap();
-    // The kernel's own answer, when nothing is left to do but this.
-    assert!(with(&path("data")).contains("cannot execute"));
-    fs::write(path("run"), "x").unwrap();
-    fs::set_permissions(path("run"), Permissions::from_mode(0o755)).unwrap();
-    assert!(with(&path("run")).contains("--exec-file"));
-}
-
-#[test]
-fn what_the_kernel_will_not_execute_leaves_nothing_of_jail_or_cgroup() {
-    for options in [&[][..], &["--daemonize"], &["--new-pid-ns"], &["--daemonize", "--new-pid-ns"]] {
-        let place = Place::new();
-        fs::write(place.executable(), "no program").unwrap();
-        let line = place.refused(options);
-        assert!(
-            line.contains("cannot execute (it has to be a static program") && line.contains("/vmm"),
-            "{line}"
-        );
-        // What a client has made stays as it was, with its owner.
-        fs::write(place.make_root().join("disk"), "disk").unwrap();
-        place.refused(options);
-    }
-}
-
-#[test]
-fn arguments_that_are_too_long_for_the_kernel_leave_nothing() {
-    let place = Place::new();
-    // Just what fits into one argument, and into all of them, without what the jailer adds.
-    let long = "x".repeat((128 << 10) - 1);
-    let jailed = Jailed::start(&mut place.jailer_for(&NONE, &[long.as_str(), "report"]));
-    assert!(jailed.report["arguments"].to_string().contains(&long));
-    jailed.end();
-    let place = Place::new();
-    let many = vec!["y"; 100_000];
-    let mut arguments = many.clone();
-    arguments.push("report");
-    Jailed::start(&mut place.jailer_for(&NONE, &arguments)).end();
-}
-
-#[test]
 fn a_base_that_is_missing_is_made_and_one_that_cannot_be_is_named() {
     let place = Place::new();
     own_mounts();
