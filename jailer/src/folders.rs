@@ -64,7 +64,9 @@ impl Folder {
     /// The folder itself, if nobody can change it but those who may.
     fn trusted(self, owner: Owner) -> Result<Self, Error> {
         let meta = self.file.metadata().map_err(Error::file("look at folder", &self.path))?;
-        match distrust(&meta, owner) {
+        let has_acl = sys::has_acl(&self.file)
+            .map_err(Error::file("look for an access control list of folder", &self.path))?;
+        match distrust(&meta, has_acl, owner) {
             Some(fault) => Err(Error::refused(&self.path, fault)),
             None => Ok(self),
         }
@@ -129,13 +131,16 @@ impl Owner {
 
 /// Why a folder cannot be trusted, if so. One that is sticky may be written by others: they cannot rename or remove what
 /// is not theirs, and what they put there is looked at in turn.
-fn distrust(meta: &Metadata, owner: Owner) -> Option<String> {
+fn distrust(meta: &Metadata, has_acl: bool, owner: Owner) -> Option<String> {
     let mode = meta.mode() & 0o7777;
-    let by_group = mode & 0o020 != 0 && meta.gid() != 0 && meta.gid() != owner.gid;
+    // With an access control list, the group's bits are the most that any user or group in it gets.
+    let is_group_trusted = !has_acl && (meta.gid() == 0 || meta.gid() == owner.gid);
+    let others = if is_group_trusted { 0o002 } else { 0o022 };
     if !owner.trusts(meta.uid()) {
         Some(format!("belongs to user {}, neither root nor the user of --uid", meta.uid()))
-    } else if mode & 0o1000 == 0 && (mode & 0o002 != 0 || by_group) {
-        Some(format!("can be changed by others (mode {mode:04o})"))
+    } else if mode & 0o1000 == 0 && mode & others != 0 {
+        let list = if has_acl { ", with an access control list" } else { "" };
+        Some(format!("can be changed by others (mode {mode:04o}{list})"))
     } else {
         None
     }

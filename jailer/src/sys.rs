@@ -71,6 +71,18 @@ pub(crate) fn stat_at(folder: &File, name: &CStr) -> io::Result<libc::stat> {
     Ok(stat)
 }
 
+/// Whether a file has a POSIX access control list (acl(5)) beyond what its mode says.
+pub(crate) fn has_acl(file: &File) -> io::Result<bool> {
+    let name = c"system.posix_acl_access";
+    // SAFETY: the name is a string that ends in NUL; with a length of 0 the call only tells how long the list is.
+    let length = unsafe { libc::fgetxattr(file.as_raw_fd(), name.as_ptr(), std::ptr::null_mut(), 0) };
+    match check(length as c_long) {
+        // There is none, or the file system has none.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENODATA | libc::EOPNOTSUPP)) => Ok(false),
+        result => result.map(|_| true),
+    }
+}
+
 /// Removes the file `name` in `folder`.
 pub(crate) fn remove_at(folder: &File, name: &CStr) -> io::Result<()> {
     // SAFETY: the name is a string that ends in NUL.
