@@ -4,8 +4,11 @@
 mod common;
 
 use std::fs::{self, Permissions};
-use std::os::unix::fs::PermissionsExt;
+use std::io;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
+use std::process::{Command, Stdio};
 
 use common::{Jailed, Place, command, failed, has_ended, run, wait};
 
@@ -100,17 +103,59 @@ fn a_program_that_ends_at_once_has_been_executed() {
     }
 }
 
+/// Limit on the stack, of which a command line gets a quarter (execve(2)).
+const STACK: u64 = 1 << 20;
+const COMMAND_LINE: usize = 1 << 18;
+/// Limit on one argument, with its NUL.
+const ARGUMENT: usize = 128 << 10;
+
+/// A jailer whose own command line is shorter than the one that it makes: in that, the executable's long name is twice.
+fn terse_jailer(place: &Place, name: &str, options: &[&str], arguments: &[&str]) -> Command {
+    let mut command = Command::new("./j");
+    command.current_dir(place.path()).env_clear().args(["--id=a", "--uid=1", "--gid=1"]);
+    command.arg(format!("--exec-file={name}")).arg("--chroot-base-dir=jails");
+    command.args(options).arg("--").args(arguments).stdin(Stdio::null());
+    let set_limit = || {
+        let limit = libc::rlimit { rlim_cur: STACK, rlim_max: STACK };
+        // SAFETY: the call reads one `rlimit`.
+        match unsafe { libc::setrlimit(libc::RLIMIT_STACK, &raw const limit) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    };
+    // SAFETY: the closure only makes a system call.
+    unsafe { command.pre_exec(set_limit) };
+    command
+}
+
 #[test]
-fn arguments_that_are_too_long_for_the_kernel_leave_nothing() {
+fn arguments_that_just_fit_are_handed_on_and_longer_ones_leave_nothing() {
     let place = Place::new();
-    // Just what fits into one argument, and into all of them, without what the jailer adds.
-    let long = "x".repeat((128 << 10) - 1);
-    let jailed = Jailed::start(&mut place.jailer_for(&NONE, &[long.as_str(), "report"]));
-    assert!(jailed.report["arguments"].to_string().contains(&long));
-    jailed.end();
-    let place = Place::new();
-    let many = vec!["y"; 100_000];
-    let mut arguments = many.clone();
-    arguments.push("report");
-    Jailed::start(&mut place.jailer_for(&NONE, &arguments)).end();
+    let name = "n".repeat(200);
+    fs::rename(place.executable(), place.path().join(&name)).unwrap();
+    symlink(env!("CARGO_BIN_EXE_jailer"), place.path().join("j")).unwrap();
+    let before = place.listing();
+    let longest = "x".repeat(ARGUMENT - 1);
+    let arguments_with = |filler: &str| -> Vec<String> {
+        let arguments = [longest.as_str(), filler, "report"];
+        let jailed = Jailed::start(&mut terse_jailer(&place, &name, &NONE, &arguments));
+        let arguments = serde_json::from_value(jailed.report["arguments"].clone()).unwrap();
+        jailed.end();
+        fs::remove_dir_all(place.base()).unwrap();
+        arguments
+    };
+    // Beside the path of the file, each argument takes its bytes, a NUL and a pointer.
+    let each = |argument: &String| argument.len() + 1 + size_of::<usize>();
+    let room = COMMAND_LINE - arguments_with("").iter().map(each).sum::<usize>() - "/".len() - name.len() - 1;
+    // How many digits the times have that the monitor is told is not known before.
+    let digits = 10;
+    let fits = "y".repeat(room - digits);
+    assert!(arguments_with(&fits).ends_with(&[longest.clone(), fits, "report".to_owned()]));
+    let too_long = "y".repeat(room + digits);
+    let arguments = [longest.as_str(), &too_long, "report"];
+    for options in [&[][..], &["--daemonize"], &["--new-pid-ns"], &["--daemonize", "--new-pid-ns"]] {
+        let line = failed(&terse_jailer(&place, &name, options, &arguments).output().unwrap());
+        assert!(line.contains("cannot execute") && line.contains("Argument list too long"), "{line}");
+        assert_eq!(place.listing(), before);
+    }
 }
