@@ -5,18 +5,21 @@
 mod common;
 
 use std::fs::{self, Permissions};
-use std::os::unix::fs::{FileTypeExt, PermissionsExt, symlink};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt, lchown, symlink};
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use common::{Jailed, Place, STRANGER, command, copy, failed, listing, mounts, own_mounts, run};
+use common::{Jailed, Place, STRANGER, UID, command, copy, failed, listing, mounts, own_mounts, run};
 
 const NONE: [&str; 0] = [];
 
 const JAILER: &str = env!("CARGO_BIN_EXE_jailer");
+
+/// Whose planted links may be: root's, the jail's own user's and somebody else's.
+const OWNERS: [u32; 3] = [0, UID, STRANGER];
 
 /// Puts something in the place of a path.
 type Plant = fn(&Path, &Path);
@@ -38,8 +41,11 @@ fn a_symbolic_link_at_any_component_is_refused() {
         let link = place.path().join(component);
         fs::create_dir_all(link.parent().unwrap()).unwrap();
         symlink(&target, &link).unwrap();
-        let line = place.refused(&NONE);
-        assert!(line.contains(&format!("{} is not a folder", link.display())), "{line}");
+        for owner in OWNERS {
+            lchown(&link, Some(owner), Some(owner)).unwrap();
+            let line = place.refused(&NONE);
+            assert!(line.contains(&format!("{} is not a folder", link.display())), "{line}");
+        }
     }
 }
 
@@ -71,8 +77,11 @@ fn a_link_in_the_place_of_a_file_that_the_jailer_writes_is_refused() {
             fs::write(&target, "precious").unwrap();
             let path = place.make_root().parent().unwrap().join(file);
             plant(&target, &path);
-            let line = place.refused(&NONE);
-            assert!(line.contains(&format!("{} {fault}", path.display())), "{line}");
+            for owner in OWNERS {
+                lchown(&path, Some(owner), Some(owner)).unwrap();
+                let line = place.refused(&NONE);
+                assert!(line.contains(&format!("{} {fault}", path.display())), "{line}");
+            }
         }
     }
 }
