@@ -5,12 +5,13 @@
 mod common;
 
 use std::fs::{self, Permissions};
+use std::io;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt, lchown, symlink};
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use common::{Jailed, Place, STRANGER, UID, command, copy, failed, listing, mounts, own_mounts, run};
 
@@ -152,9 +153,9 @@ fn what_a_dead_one_left_is_replaced_and_what_clients_left_is_not() {
     assert!(fs::metadata(root.join("run/firecracker.socket")).unwrap().file_type().is_file());
 }
 
-/// Runs `disturb` over and over beside so many starts, each of which either runs the probe or is refused with a line. Calls
-/// `look` after each that ran, and returns how many did.
-fn disturbed(place: &Place, rounds: usize, disturb: impl Fn() + Sync, look: impl Fn()) -> usize {
+/// Runs `disturb` over and over beside so many starts, and more until it has met some and missed some: each either runs the
+/// probe or is refused with a line. Calls `look` after each that ran.
+fn disturbed(place: &Place, rounds: usize, disturb: impl Fn() + Sync, look: impl Fn()) {
     /// Ends the disturbance also when the test fails.
     struct Done<'a>(&'a AtomicBool);
     impl Drop for Done<'_> {
@@ -170,19 +171,21 @@ fn disturbed(place: &Place, rounds: usize, disturb: impl Fn() + Sync, look: impl
                 disturb();
             }
         });
-        let ran = (0..rounds).filter(|_| {
+        let (mut ran, mut refused) = (0, 0);
+        while ran + refused < rounds || ran == 0 || refused == 0 {
+            assert!(ran + refused < 2000, "{ran} ran, and {refused} were refused");
             let output = place.jailer_for(&NONE, &["mark"]).output().unwrap();
             if output.status.success() {
                 let text = String::from_utf8_lossy(&output.stdout);
                 assert!(text.trim().parse::<u64>().is_ok(), "only the probe prints a number: {output:?}");
                 look();
-                return true;
+                ran += 1;
+            } else {
+                failed(&output);
+                refused += 1;
             }
-            failed(&output);
-            false
-        });
-        ran.count()
-    })
+        }
+    });
 }
 
 #[test]
@@ -204,7 +207,7 @@ fn an_executable_that_is_swapped_meanwhile_is_copied_whole_or_not_at_all() {
         fs::rename(&link, place.executable()).unwrap();
     };
     let look = || assert!(fs::read(place.root().join("vmm")).unwrap() == program, "another file was run");
-    assert!(disturbed(&place, 150, disturb, look) > 0);
+    disturbed(&place, 150, disturb, look);
     assert!(fs::read(secret).unwrap() == precious);
 }
 
@@ -231,16 +234,30 @@ fn folders_and_files_of_the_jail_that_are_swapped_meanwhile_lead_nowhere_else() 
         ("lock", "pid"),
     ] {
         let path = folder.join(name);
-        let disturb = || {
+        let planted = AtomicUsize::new(0);
+        let remove_aside = || {
+            let _ = fs::remove_dir_all(&aside);
+            let _ = fs::remove_file(&aside);
+        };
+        let swap = || -> io::Result<()> {
+            // Also where nothing is yet.
             let _ = fs::rename(&path, &aside);
-            let _ = symlink(precious.join(target), &path);
+            symlink(precious.join(target), &path)?;
+            planted.fetch_add(1, Ordering::Relaxed);
+            lchown(&path, Some(UID), Some(UID))?;
             std::thread::yield_now();
-            let _ = fs::remove_file(&path);
-            let _ = fs::rename(&aside, &path);
+            fs::remove_file(&path)?;
+            fs::rename(&aside, &path)
+        };
+        let disturb = || {
+            if swap().is_err() {
+                // The jailer has removed it, or made it anew just now: that one is next.
+                remove_aside();
+            }
         };
         disturbed(&place, 60, disturb, || ());
-        let _ = fs::remove_dir_all(&aside);
-        let _ = fs::remove_file(&aside);
+        remove_aside();
+        assert!(planted.into_inner() > 60, "{name} was hardly ever swapped");
         assert_eq!(listing(&precious), before, "{name}");
         fs::create_dir_all(place.root()).unwrap();
     }
