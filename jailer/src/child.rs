@@ -28,6 +28,9 @@ pub(crate) fn start(mut inside: Inside<'_>, jail: &Jail, undo: &mut Undo) -> Res
     if inside.options.new_pid_ns {
         sys::unshare(libc::CLONE_NEWPID).map_err(Error::process("make a process ID namespace"))?;
     }
+    // Whoever started the jailer may have it ignored, and then nobody can be told how a child has ended.
+    // SAFETY: the default action involves no handler.
+    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
     inside.start.before_fork();
     // SAFETY: the process has one thread, so that its child can go on as it did.
     match check(unsafe { libc::fork() }).map_err(Error::process(doing))? {
