@@ -7,6 +7,8 @@
 use std::fs;
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
 use std::mem;
+use std::thread;
+use std::time::Duration;
 
 use crate::EXIT_FAILED;
 use crate::error::{Error, one_line};
@@ -19,6 +21,9 @@ use crate::undo::Undo;
 const RECORDED: u8 = b'!';
 /// What a child writes when all that is left to do is `execve`.
 const READY: u8 = b'.';
+
+/// How often a child is looked at that the kernel has not put its program in place of yet.
+const EXECUTION_POLL: Duration = Duration::from_micros(100);
 
 /// Runs the monitor in a child, and waits until it has been executed.
 pub(crate) fn start(mut inside: Inside<'_>, jail: &Jail, undo: &mut Undo) -> Result<(), Error> {
@@ -90,17 +95,22 @@ fn understand(report: &[u8]) -> Result<(), Error> {
 /// The signal that has ended a child, whose end of the pipe is closed: an `execve` that fails when it has discarded the old
 /// program already cannot return, and ends the process instead. The child is left to be waited for.
 fn killed_by(pid: libc::pid_t) -> io::Result<Option<i32>> {
-    // The kernel closes the pipe just before that end. But a program that it has put in place has a command line.
-    let is_ending = fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.is_empty());
-    let wait = if is_ending { 0 } else { libc::WNOHANG };
-    // SAFETY: all zeros is a valid `siginfo_t`.
-    let mut info: libc::siginfo_t = unsafe { mem::zeroed() };
-    let flags = libc::WEXITED | libc::WNOWAIT | wait;
-    // SAFETY: the call writes one `siginfo_t`.
-    check(unsafe { libc::waitid(libc::P_PID, pid.unsigned_abs(), &raw mut info, flags) })?;
-    let was_killed = matches!(info.si_code, libc::CLD_KILLED | libc::CLD_DUMPED);
-    // SAFETY: the call has filled in what there is to an ended child, or has left zeros.
-    Ok(was_killed.then(|| unsafe { info.si_status() }))
+    loop {
+        // Once it has been put in place, a program has a command line. The kernel closes the pipe some moments before.
+        let is_executed = !fs::read(format!("/proc/{pid}/cmdline"))?.is_empty();
+        // SAFETY: all zeros is a valid `siginfo_t`.
+        let mut info: libc::siginfo_t = unsafe { mem::zeroed() };
+        let flags = libc::WEXITED | libc::WNOWAIT | libc::WNOHANG;
+        // SAFETY: the call writes one `siginfo_t`.
+        check(unsafe { libc::waitid(libc::P_PID, pid.unsigned_abs(), &raw mut info, flags) })?;
+        match info.si_code {
+            // SAFETY: the call has filled in what there is to an ended child.
+            libc::CLD_KILLED | libc::CLD_DUMPED => return Ok(Some(unsafe { info.si_status() })),
+            libc::CLD_EXITED => return Ok(None),
+            _ if is_executed => return Ok(None),
+            _ => thread::sleep(EXECUTION_POLL),
+        }
+    }
 }
 
 /// What the child does; its parent takes back what fails.

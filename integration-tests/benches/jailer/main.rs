@@ -94,12 +94,8 @@ fn bench(rounds: usize) -> std::result::Result<String, Box<dyn std::error::Error
             );
         }
     }
-    let programs = rate::Programs {
-        jailer,
-        vmm,
-        floor: FLOOR.build(&progress)?,
-        image: Images::build(&progress)?.exit,
-    };
+    let programs =
+        rate::Programs { jailer, vmm, floor: FLOOR.build(&progress)?, image: Images::build(&progress)?.exit };
     Ok(format!("{table}\n{}", rate::table(&programs, &base, rounds.div_ceil(10))?))
 }
 
