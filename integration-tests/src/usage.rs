@@ -21,12 +21,13 @@ pub const EVERY: &str = "every";
 /// More than there are system calls.
 const NUMBERS: u32 = 1000;
 
-const PROFILES: [&str; 5] = [
+const PROFILES: [&str; 6] = [
     include_str!("../../crates/seccomp-profiles/profiles/x86_64/every.json"),
     include_str!("../../crates/seccomp-profiles/profiles/x86_64/vmm.json"),
     include_str!("../../crates/seccomp-profiles/profiles/x86_64/api.json"),
     include_str!("../../crates/seccomp-profiles/profiles/x86_64/vcpu.json"),
     include_str!("../../crates/seccomp-profiles/profiles/x86_64/io.json"),
+    include_str!("../../crates/seccomp-profiles/profiles/x86_64/vsock.json"),
 ];
 
 /// A rule.

@@ -9,6 +9,7 @@ use kindling_api::{
     RateLimiterConfig, Section, TokenBucketConfig, VmConfig, VsockConfig,
 };
 use kindling_rate_limiter::{BucketConfig, Update};
+use kindling_seccomp_profiles::Thread;
 use kindling_virtio_balloon::{self as balloon, Balloon};
 use kindling_virtio_blk::{self as blk, Blk, BlkConfig, BlkControl, FileDisk};
 use kindling_virtio_device::Device;
@@ -87,6 +88,14 @@ impl Wanted<'_> {
             Wanted::Vsock(_) => "vsock",
             Wanted::Entropy(_) => "entropy",
             Wanted::Balloon(_) => "balloon",
+        }
+    }
+
+    /// The kind of its threads: this device alone makes connections.
+    fn thread(&self) -> Thread {
+        match self {
+            Wanted::Vsock(_) => Thread::Vsock,
+            _ => Thread::Io,
         }
     }
 
@@ -212,7 +221,7 @@ pub fn attach(
                 Box::new(device)
             }
         };
-        registry.attach(machine, (wanted.kind(), id), device)?;
+        registry.attach(machine, (wanted.kind(), id), wanted.thread(), device)?;
     }
     Ok(controls)
 }

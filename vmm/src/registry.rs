@@ -71,11 +71,12 @@ impl Registry {
         Ok(Registry { confinement, devices: Vec::new(), quiet: None, late, lines: BTreeMap::new() })
     }
 
-    /// Shows `device` to the guest from now on.
+    /// Shows `device` to the guest from now on. Its own threads, if it has any, are of the kind `thread`.
     pub fn attach(
         &mut self,
         machine: &Machine<'_>,
         (kind, id): (&'static str, &str),
+        thread: Thread,
         device: Box<dyn Device>,
     ) -> Result<(), Error> {
         let base = (self.devices.len() as u64)
@@ -85,7 +86,7 @@ impl Registry {
             .ok_or_else(|| Error::host("place a virtio device")("the window for their registers is full"))?;
         let line = machine.lines.allocate().map_err(Error::host("give a virtio device an interrupt line"))?;
         let interrupt = self.interrupt(machine.vm, line.gsi())?;
-        let slots = self.slots(id, device.as_ref())?;
+        let slots = self.slots(id, thread, device.as_ref())?;
         let (memory, late) = (Arc::clone(machine.memory), Arc::clone(&self.late));
         let transport = MmioTransport::new(device, memory, slots, interrupt, late)
             .map_err(Error::host("set up a virtio device"))?;
@@ -115,25 +116,26 @@ impl Registry {
     }
 
     /// Places for a device's workers, on threads of their own or on the shared one.
-    fn slots(&mut self, id: &str, device: &dyn Device) -> Result<Vec<WorkerSlot>, Error> {
-        let spawn = |name: &str, set_up: Option<SetUp>| {
+    fn slots(&mut self, id: &str, thread: Thread, device: &dyn Device) -> Result<Vec<WorkerSlot>, Error> {
+        let spawn = |name: &str, thread: Thread, set_up: Option<SetUp>| {
             let confinement = self.confinement.clone();
             let set_up = move || {
                 set_up.map_or(Ok(()), |set_up| set_up())?;
-                confinement.apply(Thread::Io)
+                confinement.apply(thread)
             };
             WorkerThread::spawn(name, set_up).map_err(Error::host("start a virtio device's thread"))
         };
         match device.workers() {
             Workers::Own(count) => {
                 let name = |queue| if count == 1 { format!("io {id}") } else { format!("io {id}.{queue}") };
-                (0..count).map(|queue| Ok(spawn(&name(queue), device.set_up_thread(queue))?.slot())).collect()
+                let spawn = |queue| spawn(&name(queue), thread, device.set_up_thread(queue));
+                (0..count).map(|queue| Ok(spawn(queue)?.slot())).collect()
             }
             Workers::Shared => {
                 let thread = match &self.quiet {
                     Some(thread) => thread,
                     // Such devices have nothing to set up: the thread may be there before they are.
-                    None => self.quiet.insert(spawn("io quiet", None)?),
+                    None => self.quiet.insert(spawn("io quiet", Thread::Io, None)?),
                 };
                 Ok(vec![thread.slot()])
             }

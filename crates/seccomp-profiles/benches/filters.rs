@@ -73,7 +73,13 @@ fn calls(criterion: &mut Criterion) {
 }
 
 fn install(criterion: &mut Criterion) {
-    let threads = [("vmm", Thread::Vmm), ("api", Thread::Api), ("vcpu", Thread::Vcpu), ("io", Thread::Io)];
+    let threads = [
+        ("vmm", Thread::Vmm),
+        ("api", Thread::Api),
+        ("vcpu", Thread::Vcpu),
+        ("io", Thread::Io),
+        ("vsock", Thread::Vsock),
+    ];
     for (name, thread) in threads {
         let mut group = criterion.benchmark_group(format!("bind the {name} thread"));
         for (level_name, level) in &LEVELS[1..] {

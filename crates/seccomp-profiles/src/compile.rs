@@ -1,7 +1,8 @@
 //! From JSON to a filter file. Serves the build script, which includes this file, and who makes filters of their own.
 //!
 //! The JSON is seccompiler's (its `docs/json_format.md`): an object with a filter under each kind of thread. Several texts
-//! count as one. The rules of a filter called [`EVERY`] belong to all the others too.
+//! count as one. The rules of a filter called [`EVERY`] belong to all the others too. Where there is no filter `vsock`, that kind
+//! of thread gets the filter `io`.
 
 use std::collections::BTreeMap;
 
@@ -39,7 +40,7 @@ pub enum CompileError {
         expected: &'static str,
     },
     /// There is no such kind of thread.
-    #[error("{0:?} is no kind of thread: they are vmm, api, vcpu and io, and `every` for all of them")]
+    #[error("{0:?} is no kind of thread: they are vmm, api, vcpu, io and vsock, and `every` for all of them")]
     Unknown(String),
     /// A filter is there more than once.
     #[error("there are two filters called {0:?}")]
@@ -74,6 +75,9 @@ pub enum CompileError {
 pub fn compile(texts: &[&str], arguments: Arguments) -> Result<Vec<u8>, CompileError> {
     let mut filters = filters(texts)?;
     let every = filters.remove(EVERY);
+    if let Some(io) = filters.get("io").cloned() {
+        filters.entry("vsock".to_owned()).or_insert(io);
+    }
     let mut counts = Vec::new();
     let mut instructions = Vec::new();
     for thread in THREADS {

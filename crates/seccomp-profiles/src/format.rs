@@ -12,10 +12,10 @@
 pub const MAGIC: [u8; 8] = *b"KNDLSECC";
 
 /// The version of this layout.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// The kinds of thread, in the order of their programs.
-pub const THREADS: [&str; 4] = ["vmm", "api", "vcpu", "io"];
+pub const THREADS: [&str; 5] = ["vmm", "api", "vcpu", "io", "vsock"];
 
 /// Bytes before the first program.
 pub const HEADER_BYTES: usize = 16 + 4 * THREADS.len();

@@ -31,6 +31,8 @@ pub enum Thread {
     Vcpu,
     /// Runs the data path of devices.
     Io,
+    /// Runs the data path of the sockets device, the only one that makes connections.
+    Vsock,
 }
 
 /// How much is forbidden.

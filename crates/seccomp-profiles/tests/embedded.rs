@@ -56,7 +56,7 @@ fn each_field_of_the_header_is_checked() {
         Filters::read(&file).unwrap_err()
     };
     assert_eq!(with(0, 0), FileError::Magic);
-    assert_eq!(with(8, 2), FileError::Version(2));
+    assert_eq!(with(8, 1), FileError::Version(1));
     assert_eq!(with(12, 0xc000_00b7), FileError::Architecture(0xc000_00b7));
     assert!(matches!(with(16, u32::MAX), FileError::Length { .. }));
     assert!(matches!(with(28, 0), FileError::Length { .. }));
@@ -64,9 +64,9 @@ fn each_field_of_the_header_is_checked() {
 
 /// A file with this program for every kind of thread.
 fn file(program: &[[u8; 8]]) -> Vec<u8> {
-    let mut file = [&b"KNDLSECC"[..], &1_u32.to_le_bytes(), &0xc000_003e_u32.to_le_bytes()].concat();
-    (0..4).for_each(|_| file.extend((program.len() as u32).to_le_bytes()));
-    (0..4).for_each(|_| file.extend(program.as_flattened()));
+    let mut file = [&b"KNDLSECC"[..], &2_u32.to_le_bytes(), &0xc000_003e_u32.to_le_bytes()].concat();
+    THREADS.iter().for_each(|_| file.extend((program.len() as u32).to_le_bytes()));
+    THREADS.iter().for_each(|_| file.extend(program.as_flattened()));
     file
 }
 
@@ -147,7 +147,7 @@ proptest! {
     }
 }
 
-/// The filters of all threads in one text, each with this filter.
+/// The filters that there must be in one text, each with this filter.
 fn all(filter: &Value) -> Value {
     json!({ "vmm": filter, "api": filter, "vcpu": filter, "io": filter })
 }
@@ -204,6 +204,22 @@ fn rules_for_every_thread_are_added_and_arguments_can_be_ignored() {
         let expected = compiled(&[all(&equal).to_string()], Arguments::Checked).unwrap();
         assert!(compiled(&[merged.to_string()], arguments).unwrap() == expected, "{arguments:?}");
     }
+}
+
+#[test]
+fn the_sockets_devices_thread_gets_the_filter_io_where_it_has_none() {
+    let program = |texts: &[Value], thread| {
+        let texts: Vec<String> = texts.iter().map(Value::to_string).collect();
+        let filters = Filters::read(&compiled(&texts, Arguments::Checked).unwrap()).unwrap();
+        filters.program(thread).unwrap().to_owned()
+    };
+    let mut four = all(&minimal());
+    four["io"]["filter"] = json!([{ "syscall": "connect" }]);
+    let texts = [four, json!({ "vsock": minimal() })];
+    let [read, connect] = [Thread::Vmm, Thread::Io].map(|thread| program(&texts[..1], thread));
+    assert!(read != connect);
+    assert!(program(&texts[..1], Thread::Vsock) == connect);
+    assert!(program(&texts, Thread::Vsock) == read && program(&texts, Thread::Io) == connect);
 }
 
 #[test]

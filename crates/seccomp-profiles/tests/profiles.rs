@@ -193,6 +193,33 @@ fn every_rule_allows_what_it_says_and_not_a_bit_more() {
     }
 }
 
+/// What the profiles mean, which they cannot be asked themselves.
+#[test]
+fn the_sockets_devices_thread_alone_can_connect_to_unix_sockets_and_none_can_to_others() {
+    const KIND: libc::c_int = libc::SOCK_STREAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
+    let filters = Filters::embedded(Level::Arguments);
+    for (thread, _) in THREADS {
+        let is_its = thread == Thread::Vsock;
+        let call = |number: i64, [first, second]: [u64; 2], is_allowed| Call {
+            number: number as u32,
+            arguments: [first, second, 0, 0, 0, 0],
+            is_allowed,
+        };
+        let socket = |domain: libc::c_int, is_allowed| {
+            call(libc::SYS_socket, [domain as u64, KIND as u64], is_allowed)
+        };
+        let calls = [
+            socket(libc::AF_UNIX, is_its),
+            call(libc::SYS_connect, [3, 0x1000], is_its),
+            socket(libc::AF_INET, false),
+            socket(libc::AF_INET6, false),
+            socket(libc::AF_NETLINK, false),
+            socket(libc::AF_VSOCK, false),
+        ];
+        make(&filters, thread, &calls);
+    }
+}
+
 /// What a rule means, which the profile itself cannot be asked.
 #[test]
 fn no_thread_can_make_or_empty_a_file() {

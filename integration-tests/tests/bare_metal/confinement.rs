@@ -10,12 +10,13 @@ use serde_json::{Value, json};
 use crate::process::{LIMIT, Vmm, command, finish, finish_run, images, program, run};
 
 /// The profiles as they are written.
-const PROFILES: [&str; 5] = [
+const PROFILES: [&str; 6] = [
     include_str!("../../../crates/seccomp-profiles/profiles/x86_64/every.json"),
     include_str!("../../../crates/seccomp-profiles/profiles/x86_64/vmm.json"),
     include_str!("../../../crates/seccomp-profiles/profiles/x86_64/api.json"),
     include_str!("../../../crates/seccomp-profiles/profiles/x86_64/vcpu.json"),
     include_str!("../../../crates/seccomp-profiles/profiles/x86_64/io.json"),
+    include_str!("../../../crates/seccomp-profiles/profiles/x86_64/vsock.json"),
 ];
 
 /// `KVM_RUN`.
@@ -109,12 +110,22 @@ fn filter_file(folder: &Path, change: impl FnOnce(&mut Value)) -> PathBuf {
     output
 }
 
+/// Takes the one rule out of the filter for this kind of thread that is meant.
+fn take_rule(filters: &mut Value, kind: &str, is_meant: impl Fn(&Value) -> bool) {
+    let rules = filters[kind]["filter"].as_array_mut().unwrap();
+    let before = rules.len();
+    rules.retain(|rule| !is_meant(rule));
+    assert_eq!(rules.len(), before - 1);
+}
+
 /// The filters without the one thing that a vCPU is for.
 fn without_kvm_run(filters: &mut Value) {
-    let rules = filters["vcpu"]["filter"].as_array_mut().unwrap();
-    let before = rules.len();
-    rules.retain(|rule| rule["args"][0]["val"] != json!(KVM_RUN));
-    assert_eq!(rules.len(), before - 1);
+    take_rule(filters, "vcpu", |rule| rule["args"][0]["val"] == json!(KVM_RUN));
+}
+
+/// The filters without a system call that this kind of thread has a single rule for.
+fn without(kind: &str, call: &str) -> impl FnOnce(&mut Value) {
+    move |filters| take_rule(filters, kind, |rule| rule["syscall"] == call)
 }
 
 #[test]
@@ -123,6 +134,25 @@ fn filters_of_ones_own_serve_like_the_embedded_ones() {
     let file = filter_file(folder.path(), |_| ());
     let ended = finish_run("hello", &["--seccomp-filter", file.to_str().unwrap()], 0);
     assert!(ended.output.contains("hello by the ") && ended.errors.is_empty(), "{ended:?}");
+}
+
+#[test]
+fn the_sockets_device_has_a_filter_of_its_own_and_a_disk_has_that_of_devices() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    std::fs::write(path("disk"), [0; 4096]).unwrap();
+    let disk = ["--disk", &path("disk")];
+    let vsock = ["--vsock", &format!("cid=3,path={}", path("vsock"))];
+    for (kind, others, device, thread) in [("io", vsock, disk, "disk0"), ("vsock", disk, vsock, "vsock")] {
+        let file = filter_file(folder.path(), without(kind, "epoll_wait"));
+        let options = ["--seccomp-filter", file.to_str().unwrap()];
+        let ended = finish_run("hello", &[options, others].concat(), 0);
+        assert!(ended.output.contains("hello by the ") && ended.errors.is_empty(), "{ended:?}");
+        let ended = finish_run("spin", &[options, device].concat(), 148);
+        let line =
+            format!("vmm: the thread \"io {thread}\" made the forbidden system call epoll_wait (232)\n");
+        assert_eq!(ended.errors, line);
+    }
 }
 
 #[test]

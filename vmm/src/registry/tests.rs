@@ -87,7 +87,7 @@ fn slow() -> (Registry, Receiver<()>, Sender<()>) {
     let worker = Mutex::new(Some(Box::new(SlowWorker { starts, finishes })));
     let device = Box::new(Slow { config: ConfigSpace::new(&[]), worker });
     let memory = GuestMemory::from_ranges(&[(GuestAddress(0), 0x1000)]).unwrap();
-    let slots = registry.slots("slow", device.as_ref()).unwrap();
+    let slots = registry.slots("slow", Thread::Io, device.as_ref()).unwrap();
     let transport =
         MmioTransport::new(device, Arc::new(memory), slots, eventfd().unwrap(), Arc::clone(&registry.late))
             .unwrap();

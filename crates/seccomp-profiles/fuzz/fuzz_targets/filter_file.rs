@@ -7,7 +7,8 @@ use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
     let Ok(filters) = Filters::read(data) else { return };
-    let programs = [Thread::Vmm, Thread::Api, Thread::Vcpu, Thread::Io].map(|thread| filters.program(thread));
+    let threads = [Thread::Vmm, Thread::Api, Thread::Vcpu, Thread::Io, Thread::Vsock];
+    let programs = threads.map(|thread| filters.program(thread));
     let joined: Vec<u8> = programs.iter().flat_map(|program| program.unwrap_or_default()).copied().collect();
     assert!(data.ends_with(&joined) && data.len() <= FILE_MAX);
     for program in programs {

@@ -15,8 +15,13 @@ use kindling_seccomp_profiles::Thread;
 use serde_json::Value;
 use syscalls::Sysno;
 
-pub const THREADS: [(Thread, &str); 4] =
-    [(Thread::Vmm, "vmm"), (Thread::Api, "api"), (Thread::Vcpu, "vcpu"), (Thread::Io, "io")];
+pub const THREADS: [(Thread, &str); 5] = [
+    (Thread::Vmm, "vmm"),
+    (Thread::Api, "api"),
+    (Thread::Vcpu, "vcpu"),
+    (Thread::Io, "io"),
+    (Thread::Vsock, "vsock"),
+];
 
 /// A condition of a rule.
 #[derive(Clone, Copy, Debug)]

@@ -8,6 +8,9 @@ use libc::{
     SECCOMP_RET_ALLOW, SECCOMP_RET_KILL_PROCESS, SECCOMP_RET_TRACE, SECCOMP_RET_TRAP,
 };
 
+/// The version of the layout of filter files.
+const VERSION: u32 = 2;
+
 /// `AUDIT_ARCH_X86_64`.
 const ARCH: u32 = 0xc000_003e;
 
@@ -17,7 +20,7 @@ const ARCH_AT: u32 = 4;
 const ARGUMENTS_AT: u32 = 16;
 
 /// The kinds of thread, in the order of their programs.
-const THREADS: [&str; 4] = ["vmm", "api", "vcpu", "io"];
+const THREADS: [&str; 5] = ["vmm", "api", "vcpu", "io", "vsock"];
 
 const LOAD: u32 = BPF_LD | BPF_W | BPF_ABS;
 const IF_EQUAL: u32 = BPF_JMP | BPF_JEQ | BPF_K;
@@ -61,7 +64,7 @@ pub fn behind(first: &[u8], second: &[u8]) -> Option<Vec<u8>> {
 
 /// Programs for all kinds of thread, as a file.
 fn file(programs: &[Vec<[u8; 8]>]) -> Vec<u8> {
-    let header = [1, ARCH].into_iter().chain(programs.iter().map(|program| program.len() as u32));
+    let header = [VERSION, ARCH].into_iter().chain(programs.iter().map(|program| program.len() as u32));
     let header = b"KNDLSECC".iter().copied().chain(header.flat_map(u32::to_le_bytes));
     header.chain(programs.iter().flatten().flatten().copied()).collect()
 }
