@@ -54,7 +54,8 @@ pub fn install() {
 }
 
 /// Changes the settings that `config` has, and leaves the others as they are. A log file is appended to and a FIFO need not
-/// have a reader; both are opened here, so that an error answers the request that caused it.
+/// have a reader; both are opened here, so that an error answers the request that caused it. What a thread is ended for by its
+/// filter of system calls is reported there too, from now on.
 ///
 /// # Errors
 ///
@@ -74,12 +75,9 @@ pub fn set_id(id: &str) {
     lock(&SINK.state).id = Some(id.to_owned());
 }
 
-/// Opens now what the first line would: threads that run with a filter of system calls may not. What such a thread is ended
-/// for is reported to the log too, from now on.
+/// Opens now what the first line would: threads that run with a filter of system calls may not.
 pub fn prepare() {
-    let mut state = lock(&SINK.state);
-    let fd = state.output.prepare();
-    report_to(fd.filter(|_| !state.standard_error));
+    lock(&SINK.state).output.prepare();
 }
 
 /// What became of the lines.
@@ -136,9 +134,9 @@ impl Sink {
         };
         let output = config.log_path.as_deref().map(open).transpose()?;
         let mut state = lock(&self.state);
-        if let Some(output) = output {
-            // The descriptor is about to be another file's, if any.
-            report_to(None);
+        if let Some(mut output) = output {
+            // Before the descriptor that it has by now is closed. The thread that serves the API is bound already.
+            report_to(output.prepare());
             state.output = output;
             state.standard_error = false;
         }

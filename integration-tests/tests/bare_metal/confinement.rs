@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
+use kindling_api::client::Client;
 use kindling_integration_tests::harness::{Guest, Stdio, jail};
 use serde_json::{Value, json};
 
-use crate::process::{LIMIT, Vmm, command, finish, finish_run, images, program, run};
+use crate::process::{LIMIT, Vmm, command, finish, finish_run, images, program, run, until};
 
 /// The profiles as they are written.
 const PROFILES: [&str; 6] = [
@@ -165,6 +167,32 @@ fn a_forbidden_call_is_reported_and_ends_the_process_with_its_own_code() {
     let ended = finish_run("hello", &options, 148);
     assert_eq!((ended.output.as_str(), ended.errors.as_str()), ("", LINE));
     assert_eq!(std::fs::read_to_string(log).unwrap(), LINE);
+}
+
+#[test]
+fn before_the_guest_starts_a_forbidden_call_is_in_the_log_that_there_is_by_then() {
+    const LINE: &str = "vmm: the thread \"api\" made the forbidden system call writev (20)\n";
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    // It cannot answer, and so what it was asked for is done by then.
+    let file = filter_file(folder.path(), without("api", "writev"));
+    let start = |socket: &Path| {
+        let mut vmm = command(&["--api-sock"]);
+        vmm.arg(socket).arg("--seccomp-filter").arg(&file).arg("--log-path").arg(path("log"));
+        let vmm = Vmm::start(&mut vmm);
+        until("the API is there", || UnixStream::connect(socket).is_ok());
+        (vmm, Client::new(socket).with_timeout(LIMIT))
+    };
+    let log = |name: &str| std::fs::read_to_string(path(name)).unwrap();
+
+    let (vmm, client) = start(&path("first.socket"));
+    client.get("/").unwrap_err();
+    assert_eq!((vmm.end(148).errors.as_str(), log("log").as_str()), (LINE, LINE));
+
+    let (vmm, client) = start(&path("second.socket"));
+    client.put("/logger", &json!({ "log_path": path("other") })).unwrap_err();
+    assert_eq!((vmm.end(148).errors.as_str(), log("other").as_str()), (LINE, LINE));
+    assert_eq!(log("log"), LINE, "from before");
 }
 
 #[test]
