@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::intruder::Intruder;
-use crate::process::{LIMIT, Vmm, command, finish, images, run, until};
+use crate::process::{LIMIT, Vmm, command, filter, finish, images, run, until};
 
 /// A folder with two disks, of which the guest is given the first.
 struct Host(TempDir);
@@ -197,15 +197,8 @@ fn a_restricted_vmm_removes_its_sockets_and_knows_its_size() {
 /// Has the command run as on a kernel without Landlock.
 fn without_landlock(command: &mut Command) -> &mut Command {
     let without = || {
-        let instruction = |code: u32, jf, k| libc::sock_filter { code: code as u16, jt: 0, jf, k };
-        let number = libc::SYS_landlock_create_ruleset as u32;
-        let mut filter = [
-            // The number of the call is the first field.
-            instruction(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0),
-            instruction(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 1, number),
-            instruction(libc::BPF_RET | libc::BPF_K, 0, libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32),
-            instruction(libc::BPF_RET | libc::BPF_K, 0, libc::SECCOMP_RET_ALLOW),
-        ];
+        let action = libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32;
+        let mut filter = filter(libc::SYS_landlock_create_ruleset, action);
         let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
         // SAFETY: the first call takes numbers, the second reads the program, which lives across it.
         let done = unsafe {

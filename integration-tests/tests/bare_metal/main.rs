@@ -18,3 +18,4 @@ mod machine;
 mod memory;
 mod process;
 mod serial;
+mod unconfined;

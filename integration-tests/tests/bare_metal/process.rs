@@ -203,6 +203,18 @@ pub fn finish_run(scenario: &str, options: &[&str], code: i32) -> Ended {
     finish(&mut command, code)
 }
 
+/// A filter that has the kernel do `action` for the system call with this number, and let all others pass.
+pub fn filter(call: libc::c_long, action: u32) -> [libc::sock_filter; 4] {
+    let instruction = |code: u32, jf, k| libc::sock_filter { code: code as u16, jt: 0, jf, k };
+    [
+        // The number of the call is the first field.
+        instruction(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0),
+        instruction(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 1, call as u32),
+        instruction(libc::BPF_RET | libc::BPF_K, 0, action),
+        instruction(libc::BPF_RET | libc::BPF_K, 0, libc::SECCOMP_RET_ALLOW),
+    ]
+}
+
 /// Waits until `condition` holds.
 #[track_caller]
 pub fn until(what: &str, condition: impl Fn() -> bool) {
