@@ -112,8 +112,8 @@ fn no_guest_runs_before_the_main_thread_is_bound() {
 
 #[test]
 fn no_vcpu_runs_before_the_others_are_bound() {
-    for index in [0, 1] {
-        let errors = refuse(["vcpu 0", "vcpu 1"][index], 2);
+    for (index, name) in [(0, "vcpu 0"), (1, "vcpu 1")] {
+        let errors = refuse(name, 2);
         let end = format!(" vmm: cannot confine the thread of vCPU {index}: {CAUSE}");
         assert!(errors.ends_with(&end) && errors.lines().count() == 1, "{errors}");
     }
