@@ -1,6 +1,7 @@
 //! From the configuration of devices to devices: the one place that knows each kind by its name.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use kindling_api::{
 use kindling_rate_limiter::{BucketConfig, Update};
 use kindling_seccomp_profiles::Thread;
 use kindling_virtio_balloon::{self as balloon, Balloon};
-use kindling_virtio_blk::{self as blk, Blk, BlkConfig, BlkControl, FileDisk};
+use kindling_virtio_blk::{self as blk, Blk, BlkConfig, BlkControl, Disk, FileDisk};
 use kindling_virtio_device::Device;
 use kindling_virtio_net::{Backend, Net, NetControl};
 use kindling_virtio_rng::{Limits, Rng};
@@ -160,6 +161,25 @@ impl OpenDevices {
         result
     }
 
+    /// Opens what `config` asks for and is not open yet.
+    pub fn open_missing(&mut self, config: &VmConfig) -> Result<(), Error> {
+        for wanted in wanted(config) {
+            if let Entry::Vacant(place) = self.0.entry(wanted.key()) {
+                place.insert(wanted.open()?);
+            }
+        }
+        Ok(())
+    }
+
+    /// What is open for drives.
+    pub fn disks(&self) -> Vec<Arc<dyn Disk>> {
+        let disk = |device: &Opened| match device {
+            Opened::Drive(device) => Some(device.disk()),
+            _ => None,
+        };
+        self.0.values().filter_map(disk).collect()
+    }
+
     /// Has the files of sockets stay when their devices go.
     pub fn leave_sockets(&self) {
         for device in self.0.values() {
@@ -183,8 +203,8 @@ pub struct Controls {
     pub vsock: Option<Arc<SocketFile>>,
 }
 
-/// Attaches all devices that `config` asks for, in the order in which the guest shall find them. Those that are open
-/// already are taken from there.
+/// Attaches all devices that `config` asks for, in the order in which the guest shall find them. They are taken from those that
+/// are `open`, as all have to be.
 pub fn attach(
     registry: &mut Registry,
     machine: &Machine<'_>,
@@ -194,10 +214,9 @@ pub fn attach(
 ) -> Result<Controls, Error> {
     let mut controls = Controls::default();
     for wanted in wanted(config) {
-        let opened = match open.0.remove(&wanted.key()) {
-            Some(opened) => opened,
-            None => wanted.open()?,
-        };
+        let key = wanted.key();
+        let not_open = || Error::host("attach a device")(format!("{key} is not open"));
+        let opened = open.0.remove(&key).ok_or_else(not_open)?;
         let id = wanted.id();
         let device: Box<dyn Device> = match opened {
             Opened::Drive(device) => {

@@ -55,8 +55,10 @@ impl Guest {
         prepared: &mut Prepared,
         outcome: &Arc<OutcomeSlot>,
     ) -> Result<Self, Error> {
-        // Before anything is opened for the guest: each thread is restricted when it starts.
-        let ruleset = prepared.landlock.allow(config).map_err(Error::host("make Landlock's rules"))?;
+        prepared.devices.open_missing(config)?;
+        // Before the first thread of the guest: each is restricted when it starts.
+        let ruleset = prepared.landlock.allow(config, &prepared.devices.disks());
+        let ruleset = ruleset.map_err(Error::host("make Landlock's rules"))?;
         let confinement = Confinement::new(prepared.filters.clone(), ruleset);
         let Machine { vcpus, shared, console, keyboard, events, controls, keep } =
             Machine::build(config, prepared, &confinement, outcome)?;

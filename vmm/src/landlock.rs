@@ -5,6 +5,8 @@
 //! later: files of disks, which `PATCH /drives` opens again, and the folders of sockets, which are removed at the end or which
 //! guests connect to. Everything else that Landlock knows is handled and not allowed.
 //!
+//! The rule for a disk is about the file that is open for it: its path may lead to another by then.
+//!
 //! A thread restricts itself and what it starts later, so each does when it starts, and the main thread when it has started all
 //! others (`confinement.rs`).
 
@@ -20,6 +22,7 @@ use ::landlock::{
     RulesetCreated, RulesetCreatedAttr, RulesetError, Scope,
 };
 use kindling_api::{SerialConfig, VmConfig};
+use kindling_virtio_blk::Disk;
 
 use crate::Launch;
 use crate::error::Error;
@@ -132,22 +135,23 @@ impl Landlock {
     ///
     /// What the kernel said.
     pub fn deny_all(&self) -> Result<Ruleset, RulesetError> {
-        self.ruleset(&[])
+        self.ruleset(&[], &[])
     }
 
-    /// Rules for the threads of the guest that `config` describes. What cannot be done of it goes to the log.
+    /// Rules for the threads of the guest that `config` describes and for which `disks` are open. What cannot be done of it
+    /// goes to the log.
     ///
     /// # Errors
     ///
     /// What the kernel said.
-    pub fn allow(&self, config: &VmConfig) -> Result<Ruleset, RulesetError> {
+    pub fn allow(&self, config: &VmConfig, disks: &[Arc<dyn Disk>]) -> Result<Ruleset, RulesetError> {
         if let Some(lacks) = &self.lacks {
             log::warn!("{lacks}");
         }
-        self.ruleset(&self.rules(config))
+        self.ruleset(disks, &self.folders(config))
     }
 
-    fn ruleset(&self, rules: &[Rule<'_>]) -> Result<Ruleset, RulesetError> {
+    fn ruleset(&self, disks: &[Arc<dyn Disk>], folders: &[Folder<'_>]) -> Result<Ruleset, RulesetError> {
         if !self.on {
             return Ok(Ruleset(None));
         }
@@ -160,28 +164,29 @@ impl Landlock {
             .handle_access(AccessNet::from_all(NEWEST))?
             .scope(scope)?
             .create()?;
-        for rule in rules {
-            // What is not there, or is something else, is not allowed.
-            if let Some(file) = rule.open() {
-                ruleset = ruleset.add_rule(PathBeneath::new(file, rule.access))?;
+        for disk in disks {
+            let read = AccessFs::ReadFile | AccessFs::IoctlDev;
+            let access = if disk.info().read_only { read } else { read | AccessFs::WriteFile };
+            ruleset = ruleset.add_rule(PathBeneath::new(disk, access))?;
+        }
+        for folder in folders {
+            // What is not there is not allowed.
+            if let Some(file) = folder.open() {
+                ruleset = ruleset.add_rule(PathBeneath::new(file, folder.access))?;
             }
         }
         Ok(Ruleset(Some(Arc::new(ruleset))))
     }
 
-    fn rules<'c>(&'c self, config: &'c VmConfig) -> Vec<Rule<'c>> {
-        let disks = config.drives.iter().map(|drive| {
-            let read = AccessFs::ReadFile | AccessFs::IoctlDev;
-            let access = if drive.is_read_only { read } else { read | AccessFs::WriteFile };
-            Rule { path: &drive.path_on_host, is_folder: false, access }
-        });
-        let removed = |path: &'c Path| Rule::folder_of(path, AccessFs::RemoveFile);
+    /// The folders of sockets.
+    fn folders<'c>(&'c self, config: &'c VmConfig) -> Vec<Folder<'c>> {
+        let removed = |path: &'c Path| Folder::of(path, AccessFs::RemoveFile);
         let vsock = config.vsock.as_ref().map(|vsock| vsock.uds_path.as_path());
-        let guests_connect = vsock.map(|path| Rule::folder_of(path, AccessFs::ResolveUnix));
+        let guests_connect = vsock.map(|path| Folder::of(path, AccessFs::ResolveUnix));
         let sockets = [self.api_socket.as_deref(), vsock].into_iter().flatten();
         let sockets = sockets.filter(|_| !self.leave_sockets).map(removed);
         let serial = config.serial.as_ref().and_then(SerialConfig::socket).map(removed);
-        disks.chain(guests_connect).chain(sockets).chain(serial).collect()
+        guests_connect.into_iter().chain(sockets).chain(serial).collect()
     }
 }
 
@@ -200,24 +205,23 @@ impl Ruleset {
     }
 }
 
-/// What may be done with a file, or with all files in a folder and below.
-struct Rule<'p> {
+/// What may be done with all files in a folder and below.
+struct Folder<'p> {
     path: &'p Path,
-    is_folder: bool,
-    access: BitFlags<AccessFs>,
+    access: AccessFs,
 }
 
-impl<'p> Rule<'p> {
-    /// A rule for the folder in which `path` is.
-    fn folder_of(path: &'p Path, access: AccessFs) -> Self {
+impl<'p> Folder<'p> {
+    /// The folder in which `path` is.
+    fn of(path: &'p Path, access: AccessFs) -> Self {
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-        Rule { path: folder.unwrap_or(Path::new(".")), is_folder: true, access: access.into() }
+        Folder { path: folder.unwrap_or(Path::new(".")), access }
     }
 
-    /// What the rule is about, if it is there and a folder or none, as it should be.
+    /// The folder, if it is there and one.
     fn open(&self) -> Option<File> {
-        let file = OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(self.path).ok()?;
-        (file.metadata().ok()?.is_dir() == self.is_folder).then_some(file)
+        let flags = libc::O_PATH | libc::O_DIRECTORY;
+        OpenOptions::new().read(true).custom_flags(flags).open(self.path).ok()
     }
 }
 

@@ -78,6 +78,11 @@ impl Blk {
         })
     }
 
+    /// The disk that it has now.
+    pub fn disk(&self) -> Arc<dyn Disk> {
+        self.control.settings.get().disk
+    }
+
     /// What changes the device while it exists.
     pub fn control(&self) -> BlkControl {
         self.control.clone()

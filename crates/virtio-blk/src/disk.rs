@@ -1,7 +1,7 @@
 //! What a block device needs of its back end.
 
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::AsFd;
 
 use kindling_virtio_device::{Readable, Writable};
 use libc::iovec;
@@ -11,8 +11,8 @@ use libc::iovec;
 /// Offsets and lengths are in bytes. The device asks for nothing beyond the size that it saw last, and, of a disk with an
 /// [`Alignment`], for nothing that breaks that. A call may take as long as it likes; only the calling worker waits.
 ///
-/// The descriptor is for an engine that has the kernel do the same to it as these functions would.
-pub trait Disk: AsRawFd + Send + Sync {
+/// The descriptor is for an engine that has the kernel do the same to it as these functions would, and tells which file it is.
+pub trait Disk: AsFd + Send + Sync {
     /// What does not change.
     fn info(&self) -> &DiskInfo;
 

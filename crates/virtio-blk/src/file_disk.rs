@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
@@ -76,7 +76,7 @@ impl FileDisk {
     fn fallocate(&self, mode: c_int, offset: u64, len: u64) -> io::Result<()> {
         let (offset, len) = (file_offset(offset)?, file_offset(len)?);
         // SAFETY: the call takes no pointers.
-        call(|| unsafe { libc::fallocate(self.as_raw_fd(), mode, offset, len) } as isize).map(drop)
+        call(|| unsafe { libc::fallocate(self.file.as_raw_fd(), mode, offset, len) } as isize).map(drop)
     }
 
     /// Zeroes a range the hard way.
@@ -111,7 +111,7 @@ impl FileDisk {
         let offset = file_offset(offset)?;
         let (at, count) = (segments.as_ptr(), segments.len() as c_int);
         // SAFETY: the segments are mapped, and the call only reads them.
-        call(|| unsafe { libc::pwritev2(self.as_raw_fd(), at, count, offset, flags) })
+        call(|| unsafe { libc::pwritev2(self.file.as_raw_fd(), at, count, offset, flags) })
     }
 }
 
@@ -133,7 +133,7 @@ impl Disk for FileDisk {
         let offset = file_offset(offset)?;
         let (at, count) = (to.iovecs().as_ptr(), to.iovecs().len() as c_int);
         // SAFETY: the segments are mapped and may be written (see `Segments`).
-        call(|| unsafe { libc::preadv(self.as_raw_fd(), at, count, offset) })
+        call(|| unsafe { libc::preadv(self.file.as_raw_fd(), at, count, offset) })
     }
 
     fn write(&self, from: Segments<'_>, offset: u64, durable: bool) -> io::Result<usize> {
@@ -150,7 +150,7 @@ impl Disk for FileDisk {
             let range = [offset, len];
             // SAFETY: both requests read an array of two 64-bit numbers, and the pointer is to one.
             let done =
-                call(|| unsafe { libc::ioctl(self.as_raw_fd(), request as _, range.as_ptr()) } as isize);
+                call(|| unsafe { libc::ioctl(self.file.as_raw_fd(), request as _, range.as_ptr()) } as isize);
             return match done {
                 // The kernel zeroes whole blocks of the device, and the guest's may be smaller.
                 Err(error) if how != Clear::Discard && error.kind() == io::ErrorKind::InvalidInput => {
@@ -177,9 +177,9 @@ impl Disk for FileDisk {
     }
 }
 
-impl AsRawFd for FileDisk {
-    fn as_raw_fd(&self) -> RawFd {
-        self.file.as_raw_fd()
+impl AsFd for FileDisk {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
     }
 }
 

@@ -5,6 +5,7 @@
 mod common;
 
 use std::ffi::CString;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -41,7 +42,7 @@ fn only_files_and_block_devices_are_disks_and_a_fifo_does_not_hang() {
 fn the_file_waits_for_its_disk_once_it_is_open() {
     let disk = FileDisk::open(&Image::new(1).path, false, false).unwrap();
     // SAFETY: the call takes no pointers.
-    let flags = unsafe { libc::fcntl(std::os::fd::AsRawFd::as_raw_fd(&disk), libc::F_GETFL) };
+    let flags = unsafe { libc::fcntl(disk.as_fd().as_raw_fd(), libc::F_GETFL) };
     assert_eq!(flags & libc::O_NONBLOCK, 0);
     assert_eq!(flags & libc::O_ACCMODE, libc::O_RDWR);
 }
@@ -57,7 +58,7 @@ fn direct_io_is_used_where_the_file_system_has_it_and_refused_elsewhere() {
         Err(error) => refused(error),
         Ok(disk) => {
             // SAFETY: the call takes no pointers.
-            let flags = unsafe { libc::fcntl(std::os::fd::AsRawFd::as_raw_fd(&disk), libc::F_GETFL) };
+            let flags = unsafe { libc::fcntl(disk.as_fd().as_raw_fd(), libc::F_GETFL) };
             assert_ne!(flags & libc::O_DIRECT, 0);
             let needed = disk.info().alignment.offset;
             assert!(needed >= 512);

@@ -7,7 +7,7 @@ mod common;
 
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsRawFd, FromRawFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -19,11 +19,11 @@ use kindling_virtio_device::test_utils::{Buffer, MockDriver};
 use kindling_virtio_device::{Device, Interrupt, StopError, WorkerThread};
 
 /// A disk of which there is only the descriptor.
-struct Descriptor(RawFd);
+struct Descriptor(OwnedFd);
 
-impl AsRawFd for Descriptor {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0
+impl AsFd for Descriptor {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }
 
@@ -64,7 +64,7 @@ fn pipe() -> (File, File) {
 
 fn device(file: &File) -> Blk {
     let config = BlkConfig { engine: IoEngine::Async, cache: CacheMode::Writeback, ..BlkConfig::default() };
-    Blk::new(Arc::new(Descriptor(file.as_raw_fd())), &config).unwrap()
+    Blk::new(Arc::new(Descriptor(file.as_fd().try_clone_to_owned().unwrap())), &config).unwrap()
 }
 
 /// Has the kernel refuse rings to the calling thread from now on.
@@ -90,7 +90,7 @@ fn forbid_rings() -> io::Result<()> {
 fn a_ring_that_cannot_be_had_is_an_error_when_the_device_is_made() {
     forbid_rings().unwrap();
     let config = BlkConfig { engine: IoEngine::Async, ..BlkConfig::default() };
-    let error = Blk::new(Arc::new(Descriptor(0)), &config).err().expect("no ring");
+    let error = Blk::new(Arc::new(Descriptor(pipe().0.into())), &config).err().expect("no ring");
     assert!(matches!(error, Error::Ring(_)), "{error}");
     assert!(error.to_string().contains("io_uring"), "{error}");
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::ErrorKind;
+use std::os::unix::fs::symlink;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -43,6 +44,18 @@ impl Host {
         let mut vmm = Vmm::start(run("spin", &["--disk", &disk, "--api-sock", &api]).args(options));
         vmm.wait_for("spinning");
         vmm
+    }
+
+    /// `vmm` with an API and these options besides.
+    fn serve(&self, options: &[&str]) -> Vmm {
+        let vmm = Vmm::start(command(&["--api-sock"]).arg(self.path("api")).args(options));
+        until("the API is there", || self.client().get("/").is_ok());
+        vmm
+    }
+
+    fn put(&self, path: &str, body: &Value) {
+        let response = self.client().put(path, body).unwrap();
+        assert_eq!(response.status, 204, "{path}: {}", response.body);
     }
 
     fn client(&self) -> Client {
@@ -139,19 +152,13 @@ fn vmm_alone_is_restricted_when_it_is_asked_to_and_its_guest_starts() {
     }
     for (options, changed) in [(&["--landlock"][..], 400), (&["--landlock=require"], 400), (&[], 204)] {
         let host = Host::new();
-        let mut vmm = Vmm::start(command(&["--api-sock"]).arg(host.path("api")).args(options));
-        let client = host.client();
-        until("the API is there", || client.get("/").is_ok());
-        let put = |path: &str, body: Value| {
-            let response = client.put(path, &body).unwrap();
-            assert_eq!(response.status, 204, "{path}: {}", response.body);
-        };
+        let mut vmm = host.serve(options);
+        let put = |path: &str, body: Value| host.put(path, &body);
         // Until then, files can be named that the command line does not.
         put("/logger", json!({ "log_path": host.path("log") }));
         put("/metrics", json!({ "metrics_path": host.path("metrics") }));
         put("/serial", json!({ "serial_out_path": host.path("serial") }));
-        let boot_source = json!({ "kernel_image_path": images().guest, "boot_args": "scenario=spin" });
-        put("/boot-source", boot_source);
+        put("/boot-source", boot_source());
         put("/drives/disk0", drive(&host.path("other")));
         put("/drives/disk0", drive(&host.path("disk")));
         put("/actions", json!({ "action_type": "InstanceStart" }));
@@ -165,6 +172,33 @@ fn vmm_alone_is_restricted_when_it_is_asked_to_and_its_guest_starts() {
         assert!(fs::read_to_string(host.path("log")).unwrap().contains("received signal 15"));
         assert!(host.path("api").exists(), "the socket stays behind");
     }
+}
+
+#[test]
+fn the_disk_that_is_open_can_be_reached_and_not_what_its_path_leads_to_when_the_guest_starts() {
+    if !is_complete() {
+        return;
+    }
+    let host = Host::new();
+    let mut vmm = host.serve(&["--landlock"]);
+    host.put("/serial", &json!({ "serial_out_path": host.path("serial") }));
+    host.put("/boot-source", &boot_source());
+    host.put("/drives/disk0", &drive(&host.path("disk")));
+    fs::rename(host.path("disk"), host.path("moved")).unwrap();
+    symlink("other", host.path("disk")).unwrap();
+    host.put("/actions", &json!({ "action_type": "InstanceStart" }));
+    until("the guest spins", || fs::read_to_string(host.path("serial")).unwrap().contains("spinning"));
+    for name in ["disk", "other"] {
+        let (status, fault) = host.change_disk(name);
+        assert!(status == 400 && fault.contains("Permission denied"), "{name}: {status} {fault}");
+    }
+    assert_eq!(host.change_disk("moved"), (204, String::new()));
+    vmm.signal(libc::SIGTERM);
+    vmm.end(143);
+}
+
+fn boot_source() -> Value {
+    json!({ "kernel_image_path": images().guest, "boot_args": "scenario=spin" })
 }
 
 fn drive(path: &Path) -> Value {

@@ -14,7 +14,8 @@ use std::thread;
 
 use io_uring::{IoUring, opcode, types};
 use kindling_api::server::Limits;
-use kindling_api::{DriveConfig, SerialConfig, SerialMode, VsockConfig};
+use kindling_api::{SerialConfig, SerialMode, VsockConfig};
+use kindling_virtio_blk::FileDisk;
 use tempfile::TempDir;
 
 use super::*;
@@ -23,6 +24,7 @@ use super::*;
 struct Host {
     folder: TempDir,
     config: VmConfig,
+    disks: Vec<Arc<dyn Disk>>,
     landlock: Landlock,
 }
 
@@ -40,10 +42,6 @@ impl Host {
             fs::write(path(name).join("socket"), "").unwrap();
         }
         let config = VmConfig {
-            drives: vec![
-                DriveConfig::new("disk", path("disk")),
-                DriveConfig { is_read_only: true, ..DriveConfig::new("image", path("image")) },
-            ],
             vsock: Some(VsockConfig { guest_cid: 3, uds_path: path("vsock/socket"), vsock_id: None }),
             serial: Some(SerialConfig {
                 mode: Some(SerialMode::Socket),
@@ -59,16 +57,18 @@ impl Host {
             ..Launch::new("test".to_owned(), config.clone())
         };
         let landlock = Landlock::new(&launch).unwrap();
-        Self { folder, config, landlock }
+        let disk = |name: &str, read_only| FileDisk::open(&path(name), read_only, false).unwrap();
+        let disks: Vec<Arc<dyn Disk>> = vec![Arc::new(disk("disk", false)), Arc::new(disk("image", true))];
+        Self { folder, config, disks, landlock }
     }
 
     fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
-    /// Runs `attack` on a thread that is restricted to what the configuration names.
+    /// Runs `attack` on a thread that is restricted to what the guest has.
     fn attacked<T: Send>(&self, attack: impl FnOnce() -> T + Send) -> T {
-        restricted(&self.landlock.allow(&self.config).unwrap(), attack)
+        restricted(&self.landlock.allow(&self.config, &self.disks).unwrap(), attack)
     }
 }
 
@@ -115,7 +115,7 @@ fn make_node(path: &Path, kind: libc::mode_t) -> io::Result<()> {
 }
 
 #[test]
-fn disks_of_the_configuration_are_opened_again_as_they_may_be_and_nothing_else_is() {
+fn disks_of_the_guest_are_opened_again_as_they_may_be_and_nothing_else_is() {
     let Some(abi) = abi() else { return };
     let host = Host::new(false);
     let open = |name: &str, write| OpenOptions::new().read(true).write(write).open(host.path(name)).map(drop);
@@ -168,20 +168,16 @@ fn a_file_that_takes_the_place_of_a_disk_is_another_file() {
         return;
     }
     let host = Host::new(false);
-    let ruleset = host.landlock.allow(&host.config).unwrap();
-    fs::rename(host.path("secret"), host.path("disk")).unwrap();
-    restricted(&ruleset, || denied(File::open(host.path("disk"))));
-}
-
-#[test]
-fn a_folder_in_the_place_of_a_disk_is_not_allowed_whole() {
-    if abi().is_none() {
-        return;
-    }
-    let host = Host::new(false);
-    fs::remove_file(host.path("disk")).unwrap();
-    symlink(host.path("elsewhere"), host.path("disk")).unwrap();
-    host.attacked(|| denied(File::open(host.path("disk/socket"))));
+    fs::rename(host.path("disk"), host.path("moved")).unwrap();
+    symlink(host.path("secret"), host.path("disk")).unwrap();
+    fs::remove_file(host.path("image")).unwrap();
+    symlink(host.path("elsewhere"), host.path("image")).unwrap();
+    host.attacked(|| {
+        for name in ["disk", "secret", "image/socket"] {
+            denied(File::open(host.path(name)));
+        }
+        File::options().read(true).write(true).open(host.path("moved")).unwrap();
+    });
 }
 
 #[test]
@@ -230,7 +226,7 @@ fn guests_connect_to_sockets_beside_theirs() {
     let Some(abi) = abi() else { return };
     let host = Host::new(false);
     let [theirs, others] = ["vsock/socket_52", "elsewhere/socket_52"].map(|name| host.path(name));
-    let ruleset = host.landlock.allow(&host.config).unwrap();
+    let ruleset = host.landlock.allow(&host.config, &host.disks).unwrap();
     // What listens may come later.
     let _listeners = [&theirs, &others].map(|path| UnixListener::bind(path).unwrap());
     restricted(&ruleset, || {
@@ -280,7 +276,7 @@ fn programs_networks_and_other_processes_are_out_of_reach() {
 #[test]
 fn threads_that_are_restricted_one_by_one_signal_each_other() {
     let host = Host::new(false);
-    let ruleset = host.landlock.allow(&host.config).unwrap();
+    let ruleset = host.landlock.allow(&host.config, &host.disks).unwrap();
     let (tell, told) = channel();
     let (end, ended) = channel::<()>();
     thread::scope(|scope| {
@@ -318,7 +314,7 @@ fn what_is_not_asked_for_restricts_nobody() {
     let host = Host::new(false);
     let landlock = Landlock::new(&Launch::new("test".to_owned(), VmConfig::default())).unwrap();
     assert!(!landlock.is_on());
-    let ruleset = landlock.allow(&host.config).unwrap();
+    let ruleset = landlock.allow(&host.config, &host.disks).unwrap();
     restricted(&ruleset, || fs::remove_file(host.path("secret"))).unwrap();
 }
 

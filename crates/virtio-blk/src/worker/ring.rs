@@ -137,7 +137,7 @@ impl Ring {
     }
 
     fn set_file(&self, disk: &dyn Disk) -> io::Result<()> {
-        self.ring.submitter().register_files_update(0, &[disk.as_raw_fd()]).map(drop)
+        self.ring.submitter().register_files_update(0, &[disk.as_fd().as_raw_fd()]).map(drop)
     }
 
     /// Goes on with job `index`, which is not with the kernel: passes it there, or does it at once.

@@ -216,16 +216,16 @@ fn a_start_that_fails_can_be_corrected_and_tried_again() {
     assert_eq!(api.state(), "Not started");
     fs::write(&kernel, &image).unwrap();
 
-    api.done("PATCH", "/machine-config", &json!({"mem_size_mib": 1 << 28}));
-    let message = api.refused("PUT", "/actions", &start);
-    assert!(message.contains("mem_size_mib"), "{message}");
-    api.done("PATCH", "/machine-config", &json!({"mem_size_mib": 128}));
-
     // What a failed start has let go of may be gone by the next.
     fs::remove_file(api.path("disk")).unwrap();
     let message = api.refused("PUT", "/actions", &start);
     assert!(message.contains("path_on_host") && message.contains("No such file"), "{message}");
     api.done("PUT", "/drives/a", &drive(api.disk("disk")));
+
+    api.done("PATCH", "/machine-config", &json!({"mem_size_mib": 1 << 28}));
+    let message = api.refused("PUT", "/actions", &start);
+    assert!(message.contains("mem_size_mib"), "{message}");
+    api.done("PATCH", "/machine-config", &json!({"mem_size_mib": 128}));
 
     api.action("InstanceStart");
     api.vmm.wait_for("spinning");
