@@ -17,6 +17,9 @@ pub const PATH: &str = "coverage/floors.toml";
 /// as much below is too low.
 const SLACK: Percent = Percent(5);
 
+/// No floor is below this one.
+const LEAST: Percent = Percent(800);
+
 /// The floors of crates by their names, and the comment that the file begins with.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Floors {
@@ -96,6 +99,11 @@ impl Floors {
                 );
                 return Err(Error::Protocol(text));
             };
+            if floor < LEAST {
+                let text =
+                    format!("{PATH}, line {}: {name} = {floor} is below {LEAST}, as no floor is", index + 1);
+                return Err(Error::Protocol(text));
+            }
             if floors.insert(name.to_owned(), floor).is_some() {
                 return Err(Error::Protocol(format!("{PATH}, line {}: {name} is there twice", index + 1)));
             }
@@ -144,13 +152,15 @@ impl Floors {
         findings
     }
 
-    /// Raises what is too low and adds what is missing; whether there was something.
+    /// Raises what is too low and adds what is missing, which may be more than what is measured: no floor is below the least.
+    /// Whether there was something.
     pub fn raise(&mut self, crates: &Crates) -> bool {
         let mut changed = false;
         for (name, lines) in &crates.0 {
             let measured = lines.share();
             if self.floors.get(name).is_none_or(|floor| is_low(*floor, measured)) {
-                self.floors.insert(name.clone(), Percent(measured.0.saturating_sub(SLACK.0)));
+                let floor = Percent(measured.0.saturating_sub(SLACK.0)).max(LEAST);
+                self.floors.insert(name.clone(), floor);
                 changed = true;
             }
         }
@@ -223,10 +233,24 @@ mod tests {
         for line in
             ["acpi", "acpi = 9", "acpi = 9.55", "acpi = 100.1", "acpi = +9.5", "acpi = .5", "[floors]", ""]
         {
-            let error = Floors::parse(&format!("boot = 1.0\n{line}\nvmm = 1.0\n")).unwrap_err().to_string();
+            let error = Floors::parse(&format!("boot = 80.0\n{line}\nvmm = 80.0\n")).unwrap_err().to_string();
             assert!(error.starts_with(&format!("{PATH}, line 2: {line:?}")), "{error}");
         }
-        let error = Floors::parse("acpi = 1.0\nacpi = 2.0\n").unwrap_err().to_string();
+        let error = Floors::parse("acpi = 81.0\nacpi = 82.0\n").unwrap_err().to_string();
         assert!(error.ends_with("line 2: acpi is there twice"), "{error}");
+    }
+
+    #[test]
+    fn no_floor_is_below_80_neither_in_the_file_nor_after_an_update() {
+        assert!(Floors::parse("acpi = 80.0\n").is_ok());
+        let error = Floors::parse("acpi = 90.0\nboot = 79.9\n").unwrap_err().to_string();
+        assert_eq!(error, format!("{PATH}, line 2: boot = 79.9 is below 80.0, as no floor is"));
+        let measured = crates([("acpi", 799), ("boot", 803), ("cpu", 806)]);
+        let mut floors = Floors::parse("").unwrap();
+        assert!(floors.raise(&measured));
+        assert_eq!(floors.text(), "acpi = 80.0\nboot = 80.0\ncpu = 80.1\n");
+        let [below] = &floors.compare(&measured)[..] else { panic!() };
+        assert!(below.is_failure());
+        assert_eq!(below.to_string(), "acpi: 79.9 % of the lines are run, below the floor of 80.0 %");
     }
 }
