@@ -153,7 +153,8 @@ fn version_2_sets_values_and_joins() {
         "--cgroup-version=2".to_owned(),
         "--cgroup=cgroup.max.descendants=3".to_owned(),
     ];
-    // Controllers are here only where no hierarchy of version 1 has them.
+    // Controllers are here only where no hierarchy of version 1 has them, as in the nested host: see `cgroup.rs` of the tests
+    // with stock guests.
     let controllers = fs::read_to_string(parent.mount.join("cgroup.controllers")).unwrap();
     let pids = controllers.split_whitespace().any(|name| name == "pids");
     if pids {

@@ -57,7 +57,7 @@ const fn outside(binary: &'static str, test: &'static str, why: &'static str) ->
 }
 
 /// All of them.
-pub const OUTSIDE: [Outside; 9] = [
+pub const OUTSIDE: [Outside; 10] = [
     outside("bare_metal", "doctor::", "it is about the host, which is looked at before there is a jail"),
     outside("bare_metal", "landlock::a_restricted_vmm", "a jail has no /proc to tell the monitor its size"),
     outside("bare_metal", "landlock::whoever_takes_over", "a jail has no file of the host to keep it from"),
@@ -66,6 +66,7 @@ pub const OUTSIDE: [Outside; 9] = [
     outside("bad_input", "images::initrd_that_is_not_permitted", NOBODY),
     outside("bad_input", "images::kernel_that_is_not_permitted", NOBODY),
     outside("bad_input", "kvm::", "the test makes a root folder of its own"),
+    outside("linux", "cgroup::", "the test makes a jail of its own"),
     outside("linux", "host::", "it is about what tests stand on, and starts no monitor"),
 ];
 

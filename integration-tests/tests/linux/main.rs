@@ -5,6 +5,7 @@
 
 mod blk;
 mod boot;
+mod cgroup;
 mod confinement;
 mod console;
 mod devices;

@@ -5,12 +5,13 @@ use std::process::Command;
 
 use kindling_integration_tests::bare_metal::{IMAGES_VARIABLE, Images};
 use kindling_integration_tests::error::{Error, Result};
+use kindling_integration_tests::harness::jail::JAILER_VARIABLE;
 use kindling_integration_tests::place::{self, kvm_opens};
 use kindling_integration_tests::progress::Progress;
 use kindling_integration_tests::python;
 use kindling_integration_tests::run::show_again;
 use kindling_integration_tests::runner::{EXIT_HOST_BROKEN, FILES_VARIABLE, TRIES};
-use kindling_integration_tests::workspace::cargo;
+use kindling_integration_tests::workspace::{JAILER, cargo};
 
 use crate::Context;
 use crate::steps::Passed;
@@ -45,7 +46,11 @@ pub const LINUX: Suite = Suite {
     name: "linux",
     needs: Needs::GuestKernels,
     notes_rules: true,
-    prepare: |_, _| Ok(()),
+    prepare: |context, command| {
+        // One of the tests starts it itself, whatever the others do.
+        command.env(JAILER_VARIABLE, JAILER.build(&context.progress)?);
+        Ok(())
+    },
 };
 const CLIENTS: Suite = Suite {
     package: CLIENTS_PACKAGE,
