@@ -7,6 +7,7 @@
 //! Nothing here is for hostile bytes: it panics where a test has gone wrong.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 mod counting;
 mod driver;
