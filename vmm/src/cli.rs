@@ -189,7 +189,8 @@ pub enum Command {
 pub enum SeccompCommand {
     /// Make a file for --seccomp-filter.
     Compile {
-        /// JSON files that have, together, a filter for each of the threads vmm, api, vcpu and io.
+        /// JSON files that have, together, a filter for each of the threads vmm, api, vcpu, io and vsock (without one, it has that of
+        /// io).
         #[arg(long, value_name = "FILE", required = true, num_args = 1..)]
         input: Vec<PathBuf>,
 
