@@ -7,7 +7,7 @@ mod common;
 
 use std::os::fd::RawFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use common::*;
@@ -36,14 +36,16 @@ fn supervise() -> RawFd {
     result as RawFd
 }
 
-/// Answers calls: the next ones with error `number`, for as long as there are `refusals`; the kernel has the others.
-fn decide(listener: RawFd, number: i32, refusals: &AtomicUsize) {
-    loop {
+/// Answers calls until the test has `ended`: the next ones with error `number`, for as long as there are `refusals`; the kernel
+/// has the others.
+fn decide(listener: RawFd, number: i32, refusals: &AtomicUsize, ended: &AtomicBool) {
+    while !ended.load(Ordering::SeqCst) {
         // SAFETY: a structure of numbers.
         let mut call: libc::seccomp_notif = unsafe { std::mem::zeroed() };
+        // A call goes away when the ring interrupts it, and is made again.
         // SAFETY: the kernel writes one structure, which lives across the call.
         if unsafe { libc::ioctl(listener, libc::SECCOMP_IOCTL_NOTIF_RECV, &raw mut call) } != 0 {
-            return;
+            continue;
         }
         let is_refused =
             refusals.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok();
@@ -57,14 +59,18 @@ fn decide(listener: RawFd, number: i32, refusals: &AtomicUsize) {
 
 /// Runs a test on a thread of its own, whose calls are refused while there are refusals.
 fn refused_with(number: i32, test: impl FnOnce(&AtomicUsize) + Send + 'static) {
+    let ended = Arc::new(AtomicBool::new(false));
+    let has_ended = Arc::clone(&ended);
     let on_thread = move || {
         let refusals = Arc::new(AtomicUsize::new(0));
         let listener = supervise();
         let theirs = Arc::clone(&refusals);
-        std::thread::spawn(move || decide(listener, number, &theirs));
+        std::thread::spawn(move || decide(listener, number, &theirs, &has_ended));
         test(&refusals);
     };
-    std::thread::spawn(on_thread).join().unwrap();
+    let result = std::thread::spawn(on_thread).join();
+    ended.store(true, Ordering::SeqCst);
+    result.unwrap();
 }
 
 fn config() -> BlkConfig {
