@@ -3,7 +3,7 @@
 use thiserror::Error;
 
 use crate::format::{
-    ARCH_X86_64, HEADER_BYTES, INSTRUCTION_BYTES, INSTRUCTIONS_MAX, MAGIC, THREADS, VERSION,
+    ARCH_X86_64, COUNTS_AT, HEADER_BYTES, INSTRUCTION_BYTES, INSTRUCTIONS_MAX, MAGIC, THREADS, VERSION,
 };
 use crate::program::{self, ProgramError};
 
@@ -51,8 +51,10 @@ pub(crate) fn check(file: &[u8]) -> Result<(), FileError> {
         return Err(FileError::Magic);
     }
     let found = file.len();
-    if found < HEADER_BYTES {
-        return Err(FileError::Length { found, said: HEADER_BYTES as u64 });
+    let too_short = FileError::Length { found, said: HEADER_BYTES as u64 };
+    // Another version may have a shorter header.
+    if found < COUNTS_AT {
+        return Err(too_short);
     }
     match word(file, 8) {
         VERSION => {}
@@ -61,6 +63,9 @@ pub(crate) fn check(file: &[u8]) -> Result<(), FileError> {
     match word(file, 12) {
         ARCH_X86_64 => {}
         arch => return Err(FileError::Architecture(arch)),
+    }
+    if found < HEADER_BYTES {
+        return Err(too_short);
     }
     let said = counts(file)
         .map(|count| u64::from(count).saturating_mul(INSTRUCTION_BYTES as u64))
@@ -84,7 +89,7 @@ pub(crate) fn program(file: &[u8], index: usize) -> &[u8] {
 
 /// Instructions of each program.
 fn counts(file: &[u8]) -> impl Iterator<Item = u32> {
-    let header = file.get(16..HEADER_BYTES).unwrap_or_default();
+    let header = file.get(COUNTS_AT..HEADER_BYTES).unwrap_or_default();
     header.as_chunks().0.iter().map(|bytes| u32::from_le_bytes(*bytes))
 }
 

@@ -17,8 +17,11 @@ pub const VERSION: u32 = 2;
 /// The kinds of thread, in the order of their programs.
 pub const THREADS: [&str; 5] = ["vmm", "api", "vcpu", "io", "vsock"];
 
+/// Where the header has the lengths of the programs.
+pub const COUNTS_AT: usize = 16;
+
 /// Bytes before the first program.
-pub const HEADER_BYTES: usize = 16 + 4 * THREADS.len();
+pub const HEADER_BYTES: usize = COUNTS_AT + 4 * THREADS.len();
 
 /// Bytes of an instruction.
 pub const INSTRUCTION_BYTES: usize = 8;

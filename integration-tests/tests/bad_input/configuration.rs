@@ -202,9 +202,16 @@ fn a_filter_file_that_is_none() {
 #[test]
 fn a_filter_file_that_was_cut_off() {
     let (_folder, path) =
-        file("filter", [&b"KNDLSECC\x01\0\0\0\x3e\0\0\xc0"[..], &[1, 0, 0, 0].repeat(4)].concat());
+        file("filter", [&b"KNDLSECC\x02\0\0\0\x3e\0\0\xc0"[..], &[1, 0, 0, 0].repeat(5)].concat());
     let line = option_refused("--seccomp-filter", path.to_str().unwrap());
-    assert_eq!(line, "the filter file has 32 bytes, where it says 64");
+    assert_eq!(line, "the filter file has 36 bytes, where it says 76");
+}
+
+#[test]
+fn a_filter_file_of_another_version() {
+    let (_folder, path) = file("filter", b"KNDLSECC\x01\0\0\0\x3e\0\0\xc0");
+    let line = option_refused("--seccomp-filter", path.to_str().unwrap());
+    assert_eq!(line, "a filter file of version 1, where version 2 is understood");
 }
 
 #[test]
