@@ -257,7 +257,7 @@ fn folders_and_files_of_the_jail_that_are_swapped_meanwhile_lead_nowhere_else() 
         };
         disturbed(&place, 60, disturb, || ());
         remove_aside();
-        assert!(planted.into_inner() > 60, "{name} was hardly ever swapped");
+        assert!(planted.into_inner() > 0, "{name} was never swapped");
         assert_eq!(listing(&precious), before, "{name}");
         fs::create_dir_all(place.root()).unwrap();
     }

@@ -136,6 +136,8 @@ fn terse_jailer(place: &Place, name: &str, options: &[&str], arguments: &[&str])
     command.current_dir(place.path()).env_clear().args(["--id=a", "--uid=1", "--gid=1"]);
     command.arg(format!("--exec-file={name}")).arg("--chroot-base-dir=jails");
     command.args(options).arg("--").args(arguments).stdin(Stdio::null());
+    // Without it, a jailer whose coverage is measured complains.
+    command.envs(std::env::vars_os().filter(|(name, _)| name == "LLVM_PROFILE_FILE"));
     let set_limit = || {
         let limit = libc::rlimit { rlim_cur: STACK, rlim_max: STACK };
         // SAFETY: the call reads one `rlimit`.
