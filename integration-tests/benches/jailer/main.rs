@@ -3,9 +3,10 @@
 //!
 //!     cargo bench --package kindling-integration-tests --bench jailer [-- ROUNDS]
 //!
-//! The program is the probe, a static one that prints its processor time and ends, in a file of the size of `vmm`. It runs beside itself without a jailer,
-//! in turn, in the same run; the table shows medians and the difference, which is the jailer's. So many are started at a
-//! time, each with an id of its own; all folders are removed between rounds, which is not measured.
+//! The program is the probe, a static one that prints its processor time and ends, in a file of the size of `vmm`. It runs
+//! beside itself without a jailer, in turn, in the same run; the table shows medians and the difference, which is the
+//! jailer's. So many are started at a time, each with an id of its own; all folders are removed between rounds, which is not
+//! measured.
 //!
 //! Wall time is until the line has come, processor time what the process says of itself in it: the clock goes on over
 //! `execve`. With `--new-pid-ns` that of the jailer, which is another process then, is added.
