@@ -34,6 +34,9 @@ pub enum Error {
     /// The package system of this machine does not offer what is needed.
     #[error("{0}")]
     Package(String),
+    /// The package lists do not offer what is needed; they may be missing, or older than what is installed.
+    #[error("{0}")]
+    Unlisted(String),
     /// A package that the lists name could not be downloaded; they may be out of date.
     #[error("cannot download {package}")]
     Download {

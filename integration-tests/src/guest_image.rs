@@ -120,8 +120,7 @@ impl GuestImage {
 /// The folder for what the package lists name now, made unless it is there.
 fn current(store: &Store, progress: &Progress) -> Result<PathBuf> {
     let kernel = Kernel::find()?;
-    let busybox = Package::find("busybox-static")?
-        .ok_or_else(|| Error::Package("no package busybox-static".to_owned()))?;
+    let busybox = Package::find("busybox-static")?;
     let name = format!("{}_busybox-{}_{FORMAT}", kernel.id(), busybox.version_in_path());
     let cache = store.cache();
     store.folder(&name, progress, |temporary, new| {

@@ -51,11 +51,12 @@ impl Kernel {
             None => META_PACKAGES.to_vec(),
         };
         for name in &candidates {
-            if let Some(package) = Package::find(name)? {
-                return Self::resolve(package);
+            match Package::find(name) {
+                Err(Error::Unlisted(_)) => {}
+                package => return Self::resolve(package?),
             }
         }
-        Err(Error::Package(format!(
+        Err(Error::Unlisted(format!(
             "no kernel package among {}; name one in {PACKAGE_VARIABLE}",
             candidates.join(", ")
         )))
@@ -66,11 +67,11 @@ impl Kernel {
         let depends = package.depends()?;
         let real = depends.iter().find(|name| is_versioned(name, "linux-image-"));
         let image = match real {
-            Some(name) => Package::find(name)?.ok_or_else(|| Error::Package(format!("no package {name}")))?,
+            Some(name) => Package::find(name)?,
             None => package,
         };
         let modules = image.depends()?.into_iter().find(|name| is_versioned(name, "linux-modules-"));
-        let modules = modules.map(|name| Package::find(&name)).transpose()?.flatten();
+        let modules = modules.map(|name| Package::find(&name)).transpose()?;
         Ok(Self { image, modules })
     }
 

@@ -122,11 +122,12 @@ pub fn update() -> Result<()> {
     run::quiet(as_root(prefix, "apt-get").args(APT_OPTIONS).arg("update"))
 }
 
-/// Runs `work`; if a package cannot be downloaded, fetches the package lists and runs it again. The lists may name what
-/// the mirrors no longer have: other versions, and another kernel's name.
+/// Runs `work`; if the package lists do not offer a package or it cannot be downloaded, fetches the lists and runs `work`
+/// again. There may be none, they may be older than what is installed, and they may name what the mirrors no longer
+/// have: other versions, and another kernel's name.
 pub fn with_current_lists<T>(progress: &Progress, work: impl Fn() -> Result<T>) -> Result<T> {
     match work() {
-        Err(failure @ Error::Download { .. }) => {
+        Err(failure @ (Error::Download { .. } | Error::Unlisted(_))) => {
             let text = format!("{}; fetching the package lists", chain(&failure));
             progress.note(&text);
             update().map_err(|error| {
@@ -151,56 +152,44 @@ pub struct Package {
 }
 
 impl Package {
-    /// Looks a package up, fetching the package lists if there are none.
-    pub fn find(name: &str) -> Result<Option<Self>> {
+    /// Looks a package up; if the package lists do not offer it, [`Error::Unlisted`].
+    pub fn find(name: &str) -> Result<Self> {
         has_apt()?;
-        match Self::show(name) {
-            None if !lists_are_there() => {
-                update()?;
-                Ok(Self::show(name))
-            }
-            found => Ok(found),
-        }
+        let text = run::output(Command::new("apt-cache").args(["show", "--no-all-versions", name]));
+        text.ok().and_then(|text| Self::parse(&text)).ok_or_else(|| unlisted(name))
     }
 
-    fn show(name: &str) -> Option<Self> {
-        let text = run::output(Command::new("apt-cache").args(["show", "--no-all-versions", name])).ok()?;
-        Self::parse(&text)
-    }
-
-    /// Packages and the packages of libraries that they depend on, directly or through other libraries, by name.
+    /// Packages and the packages of libraries that they depend on, directly or through other libraries, by name; if the
+    /// package lists do not offer one, [`Error::Unlisted`].
     pub fn find_with_libraries(names: &[&str]) -> Result<Vec<Self>> {
         has_apt()?;
-        let list = || {
-            let mut command = Command::new("apt-cache");
-            run::output(command.args(["depends", "--recurse", "--important"]).args(names))
-        };
-        let mut depends = list().unwrap_or_default();
-        if depends.is_empty() && !lists_are_there() {
-            update()?;
-            depends = list()?;
-        }
+        let mut command = Command::new("apt-cache");
+        let depends = run::output(command.args(["depends", "--recurse", "--important"]).args(names));
+        let depends = depends.unwrap_or_default();
         let all = with_libraries(names, &parse_recursive_depends(&depends));
         // Among them may be names that only other packages provide, which fails nothing but is reported.
         let mut command = Command::new("apt-cache");
-        let text = run::output(command.args(["show", "--no-all-versions"]).args(&all))?;
-        let mut packages: Vec<_> = text.split("\n\n").filter_map(Self::parse).collect();
+        let text = run::output(command.args(["show", "--no-all-versions"]).args(&all)).unwrap_or_default();
+        let mut packages = Self::parse_all(&text)?;
         packages.sort_by(|one, other| one.name.cmp(&other.name));
         packages.dedup();
         match names.iter().find(|name| !packages.iter().any(|package| package.name == **name)) {
-            Some(name) => Err(Error::Package(format!("no package {name}"))),
+            Some(name) => Err(unlisted(name)),
             None => Ok(packages),
         }
     }
 
+    /// Reads `apt-cache show` of several packages. One that is installed in a version that no list has is shown without
+    /// a hash.
+    fn parse_all(text: &str) -> Result<Vec<Self>> {
+        let stanzas = text.split("\n\n").filter_map(|stanza| Some((stanza, field(stanza, "Package")?)));
+        stanzas.map(|(stanza, name)| Self::parse(stanza).ok_or_else(|| unlisted(&name))).collect()
+    }
+
     /// Reads the first stanza of `apt-cache show`.
     fn parse(stanza: &str) -> Option<Self> {
-        let field = |name: &str| {
-            let value = |line: &str| Some(line.strip_prefix(name)?.strip_prefix(": ")?.trim().to_owned());
-            stanza.lines().take_while(|line| !line.is_empty()).find_map(value)
-        };
-        let sha256 = field("SHA256").filter(|hash| hash.len() == 64)?;
-        Some(Self { name: field("Package")?, version: field("Version")?, sha256 })
+        let sha256 = field(stanza, "SHA256").filter(|hash| hash.len() == 64)?;
+        Some(Self { name: field(stanza, "Package")?, version: field(stanza, "Version")?, sha256 })
     }
 
     /// The packages this one depends on, by name.
@@ -297,9 +286,14 @@ fn has_apt() -> Result<()> {
     Err(Error::Package(text.to_owned()))
 }
 
-fn lists_are_there() -> bool {
-    // Essential everywhere, so it is in any list.
-    Package::show("base-files").is_some()
+fn unlisted(name: &str) -> Error {
+    Error::Unlisted(format!("no package {name} in the package lists"))
+}
+
+/// A field of the first stanza of `apt-cache show`.
+fn field(stanza: &str, name: &str) -> Option<String> {
+    let value = |line: &str| Some(line.strip_prefix(name)?.strip_prefix(": ")?.trim().to_owned());
+    stanza.lines().take_while(|line| !line.is_empty()).find_map(value)
 }
 
 fn parse_depends(text: &str) -> Vec<String> {
@@ -361,6 +355,17 @@ mod tests {
         assert_eq!(Package::parse("Package: a\nVersion: 1\n"), None);
         assert_eq!(Package::parse("Package: a\nVersion: 1\nSHA256: 12\n"), None);
         assert_eq!(Package::parse(""), None);
+    }
+
+    #[test]
+    fn a_package_that_is_installed_in_a_version_of_no_list_is_not_passed_over() {
+        let hash = "a".repeat(64);
+        let (listed, installed) =
+            (format!("Package: a\nVersion: 1\nSHA256: {hash}\n"), "Package: b\nVersion: 2\n");
+        assert_eq!(Package::parse_all(&format!("{listed}\n\n")).unwrap(), [Package::parse(&listed).unwrap()]);
+        let error = Package::parse_all(&format!("{listed}\n{installed}\n")).unwrap_err();
+        assert!(matches!(error, Error::Unlisted(_)), "{error}");
+        assert_eq!(error.to_string(), "no package b in the package lists");
     }
 
     #[test]
