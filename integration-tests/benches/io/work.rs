@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use kindling_integration_tests::error::{Context, Error, Result};
 use kindling_integration_tests::harness::{Guest, Tap};
 
+use crate::Figures;
 use crate::monitors::{Attached, Monitor, Parts};
 
 const HOST: &str = "10.0.0.1";
@@ -18,6 +19,10 @@ const GUEST: &str = "10.0.0.2";
 const LIMIT: Duration = Duration::from_secs(300);
 
 const DISK_MIB: usize = 64;
+
+const SOCKET_MIB: usize = 96;
+
+const PORT: u32 = 5000;
 
 /// Figures that come from one guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,9 +52,8 @@ impl Group {
     }
 }
 
-/// Runs a guest that does what belongs to a group. What `report` gets is the name of a figure, and instructions for each
-/// operation.
-pub fn run(group: Group, monitor: &Monitor, parts: &Parts, report: &mut dyn FnMut(&str, f64)) -> Result<()> {
+/// Runs a guest that does what belongs to a group.
+pub fn run(group: Group, monitor: &Monitor, parts: &Parts, figures: &Figures<'_>) -> Result<()> {
     let folder = tempfile::tempdir().doing(|| "cannot create a folder".to_owned())?;
     let start = |attached: &Attached<'_>| -> Result<Guest> {
         let mut guest = monitor.guest(parts, attached, folder.path())?.start()?;
@@ -63,15 +67,15 @@ pub fn run(group: Group, monitor: &Monitor, parts: &Parts, report: &mut dyn FnMu
             let written = File::create(&path)
                 .and_then(|mut file| (0..DISK_MIB).try_for_each(|_| file.write_all(&vec![0x5a; 1 << 20])));
             written.doing(|| format!("cannot write {}", path.display()))?;
-            disk(&mut start(&Attached::Disk { path: &path, is_async: group == Group::DiskAsync })?, report)
+            disk(&mut start(&Attached::Disk { path: &path, is_async: group == Group::DiskAsync })?, figures)
         }
         Group::Network => {
             let tap = Tap::new(&format!("{HOST}/24"), &[])?;
-            network(&mut start(&Attached::Tap(&tap))?, &tap, report)
+            network(&mut start(&Attached::Tap(&tap))?, &tap, figures)
         }
         Group::Sockets => {
             let path = folder.path().join("vsock");
-            sockets(&mut start(&Attached::Socket(&path))?, &path, report)
+            sockets(&mut start(&Attached::Socket(&path))?, &path, figures)
         }
     }
 }
@@ -85,7 +89,7 @@ fn output(guest: &mut Guest, command: &str) -> Result<String> {
     Err(Error::Command { command: command.to_owned(), detail: format!("{}: {}", output.code, output.stdout) })
 }
 
-fn disk(guest: &mut Guest, report: &mut dyn FnMut(&str, f64)) -> Result<()> {
+fn disk(guest: &mut Guest, figures: &Figures<'_>) -> Result<()> {
     for (way, first) in [("read", 5), ("write", 46)] {
         for (name, pattern, kib, depth, mib) in [
             ("random {}, 4 KiB, 1 at a time", "rand", 4, 1, 16),
@@ -97,10 +101,10 @@ fn disk(guest: &mut Guest, report: &mut dyn FnMut(&str, f64)) -> Result<()> {
                  --norandommap --rw={pattern}{way} --bs={kib}k --iodepth={depth} --io_size={mib}M \
                  --output-format=terse --terse-version=3"
             );
-            let said = output(guest, &fio)?;
-            let cost = fio_cost(&said, first, kib);
-            let cost = cost.ok_or_else(|| Error::Protocol(format!("fio said {said:?}")))?;
-            report(&name.replace("{}", way), cost);
+            figures.measure(&name.replace("{}", way), || {
+                let said = output(guest, &fio)?;
+                fio_cost(&said, first, kib).ok_or_else(|| Error::Protocol(format!("fio said {said:?}")))
+            })?;
         }
     }
     Ok(())
@@ -115,21 +119,27 @@ fn fio_cost(report: &str, first: usize, kib: u32) -> Option<f64> {
     (moved > 0.0).then_some(milliseconds * 1e6 / (moved / f64::from(kib)))
 }
 
-fn network(guest: &mut Guest, tap: &Tap, report: &mut dyn FnMut(&str, f64)) -> Result<()> {
+fn network(guest: &mut Guest, tap: &Tap, figures: &Figures<'_>) -> Result<()> {
     output(guest, &format!("ip link set eth0 up && ip address add {GUEST}/24 dev eth0"))?;
     output(guest, "iperf3 --server --daemon && sleep 1")?;
-    for (way, direction) in [("to the host", &["--reverse"][..]), ("from the host", &[])] {
-        let options = ["--client", GUEST, "--json", "--bytes", "64M"];
-        let said = Report::parse(&tap.run("iperf3", &[&options[..], direction].concat(), LIMIT)?)?;
-        let kib = said.number("sum_received", "bytes")? / 1024.0;
-        report(&format!("TCP {way}, a KiB"), said.number("sum_received", "seconds")? * 1e9 / kib);
+    let iperf3 = |options: &[&str], direction: &[&str]| {
+        let options = [&["--client", GUEST, "--json"], options, direction].concat();
+        Report::parse(&tap.run("iperf3", &options, LIMIT)?)
+    };
+    let directions = [("to the host", &["--reverse"][..]), ("from the host", &[])];
+    for (way, direction) in directions {
+        figures.measure(&format!("TCP {way}, a KiB"), || {
+            let said = iperf3(&["--bytes", "64M"], direction)?;
+            let kib = said.number("sum_received", "bytes")? / 1024.0;
+            Ok(said.number("sum_received", "seconds")? * 1e9 / kib)
+        })?;
     }
-    for (way, direction) in [("to the host", &["--reverse"][..]), ("from the host", &[])] {
-        let options =
-            ["--client", GUEST, "--json", "--udp", "--length", "64", "--bitrate", "0", "--time", "1"];
-        let said = Report::parse(&tap.run("iperf3", &[&options[..], direction].concat(), LIMIT)?)?;
-        let arrived = said.number("sum", "packets")? - said.number("sum", "lost_packets")?;
-        report(&format!("UDP {way}, 64 bytes"), said.number("sum", "seconds")? * 1e9 / arrived);
+    for (way, direction) in directions {
+        figures.measure(&format!("UDP {way}, 64 bytes"), || {
+            let said = iperf3(&["--udp", "--length", "64", "--bitrate", "0", "--time", "1"], direction)?;
+            let arrived = said.number("sum", "packets")? - said.number("sum", "lost_packets")?;
+            Ok(said.number("sum", "seconds")? * 1e9 / arrived)
+        })?;
     }
     Ok(())
 }
@@ -149,22 +159,24 @@ impl Report {
     }
 }
 
-fn sockets(guest: &mut Guest, path: &Path, report: &mut dyn FnMut(&str, f64)) -> Result<()> {
-    const MIB: usize = 96;
-    const PORT: u32 = 5000;
-    let kib = (MIB << 10) as f64;
-    let mut bytes = vec![0x5a; 64 << 10];
+fn sockets(guest: &mut Guest, path: &Path, figures: &Figures<'_>) -> Result<()> {
+    figures.measure("to the host, a KiB", || from_guest(guest, path))?;
+    figures.measure("from the host, a KiB", || to_guest(guest, path))
+}
 
+/// Receives from the guest; returns the nanoseconds for a KiB.
+fn from_guest(guest: &mut Guest, path: &Path) -> Result<f64> {
     let mut listening = path.as_os_str().to_owned();
     listening.push(format!("_{PORT}"));
     let listener = UnixListener::bind(&listening).doing(|| "cannot listen for the guest".to_owned())?;
     guest.begin(
-        &format!("socat -u -b 65536 OPEN:/dev/zero,readbytes={} VSOCK-CONNECT:2:{PORT}", MIB << 20),
+        &format!("socat -u -b 65536 OPEN:/dev/zero,readbytes={} VSOCK-CONNECT:2:{PORT}", SOCKET_MIB << 20),
         LIMIT,
     )?;
     let (mut stream, _) = listener.accept().doing(|| "cannot accept the guest's connection".to_owned())?;
     let begun = Instant::now();
-    let mut left = MIB << 20;
+    let mut bytes = vec![0; 64 << 10];
+    let mut left = SOCKET_MIB << 20;
     while left > 0 {
         let read = stream.read(&mut bytes).doing(|| "cannot read from the guest".to_owned())?;
         if read == 0 {
@@ -172,21 +184,26 @@ fn sockets(guest: &mut Guest, path: &Path, report: &mut dyn FnMut(&str, f64)) ->
         }
         left = left.saturating_sub(read);
     }
-    report("to the host, a KiB", begun.elapsed().as_nanos() as f64 / kib);
+    let took = begun.elapsed();
     guest.finish(LIMIT)?;
+    Ok(took.as_nanos() as f64 / (SOCKET_MIB << 10) as f64)
+}
 
+/// Sends to the guest; returns the nanoseconds for a KiB.
+fn to_guest(guest: &mut Guest, path: &Path) -> Result<f64> {
     guest.begin(&format!("socat -u -b 65536 VSOCK-LISTEN:{PORT} OPEN:/dev/null"), LIMIT)?;
     let mut stream = connect(path, PORT)?;
     let begun = Instant::now();
-    let sent = (0..MIB << 4).try_for_each(|_| stream.write_all(&bytes)).and_then(|()| {
+    let mut bytes = vec![0x5a; 64 << 10];
+    let sent = (0..SOCKET_MIB << 4).try_for_each(|_| stream.write_all(&bytes)).and_then(|()| {
         // The guest's program ends when it has read all.
         stream.shutdown(std::net::Shutdown::Write)?;
         stream.read(&mut bytes).map(drop)
     });
     sent.doing(|| "cannot write to the guest".to_owned())?;
-    report("from the host, a KiB", begun.elapsed().as_nanos() as f64 / kib);
+    let took = begun.elapsed();
     guest.finish(LIMIT)?;
-    Ok(())
+    Ok(took.as_nanos() as f64 / (SOCKET_MIB << 10) as f64)
 }
 
 /// Connects to the guest as soon as its program listens.
