@@ -18,7 +18,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use kindling_integration_tests::bare_metal::{FLOOR, Images};
-use kindling_integration_tests::counting_host::{self, CountingHost};
+use kindling_integration_tests::counting_host::CountingHost;
 use kindling_integration_tests::cpio;
 use kindling_integration_tests::error::{Context, Error, Result, chain};
 use kindling_integration_tests::guest_image::GuestImage;
@@ -113,7 +113,7 @@ fn bench(rounds: usize) -> Result<()> {
                 job.extend_from_slice(argv);
                 let what =
                     format!("{name}, round {round} of {rounds}, {}", argv.first().map_or("", String::as_str));
-                samples.push(progress.during(&what, || took(&host, &job))?);
+                samples.push(progress.during(&what, || host.run(job, |output, _| took(output)))?);
             }
         }
         let [vmm, reference] = samples.map(median);
@@ -124,17 +124,9 @@ fn bench(rounds: usize) -> Result<()> {
     Ok(())
 }
 
-/// What a program in a host measures.
-fn took(host: &CountingHost, job: &[String]) -> Result<Duration> {
-    let mut output = String::new();
-    for attempt in 1..=counting_host::ATTEMPTS {
-        output = host.run(job, attempt)?;
-        let line = output.lines().find_map(|line| line.strip_prefix("took ")?.trim().parse().ok());
-        if let Some(nanoseconds) = line {
-            return Ok(Duration::from_nanos(nanoseconds));
-        }
-    }
-    Err(Error::Protocol(format!("no time in {output:?}")))
+fn took(output: &str) -> Option<Duration> {
+    let line = output.lines().find_map(|line| line.strip_prefix("took ")?.trim().parse().ok());
+    line.map(Duration::from_nanos)
 }
 
 fn median(mut samples: Vec<Duration>) -> f64 {

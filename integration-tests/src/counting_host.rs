@@ -23,8 +23,8 @@ use crate::run::{self, die_with_parent};
 /// `sleep=on`: with `off` more hosts hang.
 const CLOCK: [&str; 4] = ["-accel", "tcg,thread=single", "-icount", "shift=0,sleep=on"];
 
-/// How many hosts a program should get.
-pub const ATTEMPTS: usize = 5;
+/// How many hosts a program gets.
+const ATTEMPTS: usize = 5;
 
 /// This machine's programs before those of busybox, which know less.
 const SEARCH_PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
@@ -63,9 +63,24 @@ impl CountingHost {
         Ok(Self { folder: folder.to_owned(), image: image.clone(), files: path, limit })
     }
 
-    /// Runs a program in a fresh host, its `attempt`th from 1, and returns what it printed: all, or if the host hung or broke,
-    /// what came before.
-    pub fn run(&self, argv: &[String], attempt: usize) -> Result<String> {
+    /// Runs a program in a fresh host and returns what `read` makes of what it printed: all, or if the host hung or broke,
+    /// what came before. While that is nothing, another host runs it, with the arguments that `read` has added.
+    pub fn run<T>(
+        &self,
+        mut argv: Vec<String>,
+        mut read: impl FnMut(&str, &mut Vec<String>) -> Option<T>,
+    ) -> Result<T> {
+        let mut output = String::new();
+        for attempt in 1..=ATTEMPTS {
+            output = self.attempt(&argv, attempt)?;
+            if let Some(result) = read(&output, &mut argv) {
+                return Ok(result);
+            }
+        }
+        Err(Error::Protocol(format!("no result after {ATTEMPTS} hosts; the last one printed {output:?}")))
+    }
+
+    fn attempt(&self, argv: &[String], attempt: usize) -> Result<String> {
         let initrd = self.initrd(argv)?;
         let output = self.folder.join("output");
         let mut command = Command::new(QEMU.program);

@@ -179,7 +179,7 @@ fn bench(arguments: &[String]) -> Result<String> {
                 job.push(monitor.kind.name().to_owned());
                 job.extend(paths.map(|path| path.display().to_string()));
                 let what = format!("{}, round {round} of {rounds}, {}", group.name(), monitor.kind.name());
-                let figures = progress.during(&what, || figures(&host, &job))?;
+                let figures = progress.during(&what, || figures(&host, job))?;
                 figures.into_iter().for_each(|(name, figure)| samples.add(name, figure));
             }
         }
@@ -189,23 +189,24 @@ fn bench(arguments: &[String]) -> Result<String> {
 
 /// What a program in a host measures. Hosts hang and break at times, as the guests in them do: what one has given before
 /// holds, and the next one does the rest.
-fn figures(host: &CountingHost, job: &[String]) -> Result<Vec<(String, f64)>> {
-    let figure = |line: &str| {
-        let (figure, name) = line.strip_prefix(FIGURE)?.strip_suffix('\n')?.split_once(' ')?;
-        Some((name.trim().to_owned(), figure.parse().ok()?))
-    };
-    let mut figures: Vec<(String, f64)> = Vec::new();
-    let mut output = String::new();
-    for attempt in 1..=counting_host::ATTEMPTS {
-        let given = figures.iter().map(|(name, _)| name);
-        let job: Vec<String> = job.iter().chain(given).cloned().collect();
-        output = host.run(&job, attempt)?;
-        figures.extend(output.split_inclusive('\n').filter_map(figure));
-        if output.lines().any(|line| line.trim_end() == COMPLETE) {
-            return Ok(figures);
+fn figures(host: &CountingHost, job: Vec<String>) -> Result<Vec<(String, f64)>> {
+    let mut figures = Vec::new();
+    host.run(job, |output, job| {
+        for line in output.split_inclusive('\n') {
+            if let Some((name, figure)) = parse_figure(line) {
+                job.push(name.clone());
+                figures.push((name, figure));
+            }
         }
-    }
-    Err(Error::Protocol(format!("not all figures in {output:?}")))
+        output.lines().any(|line| line.trim_end() == COMPLETE).then_some(())
+    })?;
+    Ok(figures)
+}
+
+/// Reads a whole line: a host that hangs may leave the last one unfinished.
+fn parse_figure(line: &str) -> Option<(String, f64)> {
+    let (figure, name) = line.strip_prefix(FIGURE)?.strip_suffix('\n')?.split_once(' ')?;
+    Some((name.trim().to_owned(), figure.parse().ok()?))
 }
 
 fn table(monitors: &[Monitor], samples: &[Samples]) -> String {
